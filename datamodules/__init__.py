@@ -1,0 +1,1 @@
+"""Images from folders and shards to the Batch that every method reads."""

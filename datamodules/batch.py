@@ -1,0 +1,20 @@
+"""The one thing that crosses from data to methods and callbacks."""
+
+from typing import NotRequired, TypedDict
+
+from torch import Tensor
+
+
+class Batch(TypedDict):
+    """Images of one step, in [-1, 1] float32, `[B,C,H,W]`.
+
+    A training or validation batch holds `hr`; a prediction batch, where only the low-resolution image is known, does
+    not. `up` is `lr` enlarged to the grid of `hr` by the kernel that the data config names; a method reads the scale
+    off the two shapes.
+    """
+
+    lr: Tensor  # [B,3,h,w], the degraded input
+    up: Tensor  # [B,3,H,W], lr on hr's grid; may leave [-1,1] slightly
+    key: list[str]  # "div2k/0801"; validation degradations and noise are functions of it
+    hr: NotRequired[Tensor]  # [B,3,H,W], the target
+    attention: NotRequired[Tensor]  # [B,1,H,W] in [0,1], where the data set carries a map

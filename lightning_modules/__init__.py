@@ -1,0 +1,1 @@
+"""The methods: one LightningModule a paper, over a shared diffusion trainer."""

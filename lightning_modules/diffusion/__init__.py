@@ -1,0 +1,1 @@
+"""The mathematics: processes, parameterizations, spaces, samplers, regions and guidance. Knows no Lightning."""

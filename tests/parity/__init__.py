@@ -1,0 +1,1 @@
+"""Compares the project's classes with tensors computed by reference implementations: `python -m tests.parity FOLDER...`."""
