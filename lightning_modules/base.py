@@ -1,0 +1,382 @@
+"""What every method is (`SuperResolver`) and the diffusion trainer that most of them share (`DiffusionModule`)."""
+
+import hashlib
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from datamodules.batch import Batch
+from lightning_modules.diffusion.guidance import Guidance
+from lightning_modules.diffusion.parameterization import Noised, Parameterization
+from lightning_modules.diffusion.process import Process, expand
+from lightning_modules.diffusion.region import Region, resize_attention
+from lightning_modules.diffusion.samplers import AfterStep, Denoise, Sampler
+from lightning_modules.diffusion.space import Space
+
+PREVIEW_TIMES = (0.75, 0.5, 0.25)  # at which a sample grid shows the region's mask
+
+
+def stable_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on `parts` alone, in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def global_seed() -> int:
+    """What `seed_everything` was called with; 0 where it was not."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+class SuperResolver(LightningModule, ABC):
+    """Everything that callbacks, the command line and SkipDiff rely on.
+
+    A subclass says how a batch is enlarged. Padding to the network's stride, the noise of each image, what the loops
+    return and what a checkpoint holds are settled here.
+    """
+
+    stride: int = 1  # H and W of what `enlarge` is given are multiples of it
+    keeps_frozen: tuple[str, ...] = ()  # frozen sub-modules that a checkpoint must hold, having no source of their own
+
+    @abstractmethod
+    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
+        """`[B,3,H,W]` for a batch whose H and W are multiples of `stride`; noise only from this image's generators."""
+
+    @abstractmethod
+    def protocol(self) -> str:
+        """How images are drawn, as results name it: "ddim-10"."""
+
+    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This module's state dict from the state dict of a published checkpoint, each tensor used once.
+
+        Raises:
+            NotImplementedError: there are no published weights for this method.
+            ValueError: the file belongs to another configuration.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no published checkpoints to import")
+
+    def preview(self, batch: Batch) -> dict[str, Tensor]:
+        """Further pictures for the sample grid, `[B,1 or 3,H,W]` in [0, 1], by title."""
+        return {}
+
+    @torch.no_grad()
+    def super_resolve(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
+        """Enlarges the low-resolution images of a batch.
+
+        Args:
+            batch: Only `lr`, `up`, `key` (and `attention`, where present) are read. The result is a function of each
+                image and its key: not of its batch, its rank or the global random state.
+            sampler: Replaces the configured one.
+
+        Returns:
+            `[B,3,H,W]` in [-1, 1].
+
+        Raises:
+            ValueError: the images are smaller than the network's stride.
+        """
+        height, width = batch["up"].shape[-2:]
+        if min(height, width) < self.stride:
+            raise ValueError(
+                f"{', '.join(batch['key'])}: enlarged to {width}x{height} pixels, the image is smaller than the "
+                f"{self.stride} pixels that the network needs on each side; use a larger image"
+            )
+        with isolate_rng():
+            torch.manual_seed(stable_seed(global_seed(), *batch["key"]))
+            sr = self.enlarge(pad_to_stride(batch, self.stride), sampler)
+        return sr[..., :height, :width].float().clamp(-1, 1)
+
+    def generators(self, keys: Iterable[str], purpose: str) -> list[torch.Generator]:
+        """One generator per image for one purpose, a function of the global seed and the image's key."""
+        return [
+            torch.Generator(self.device).manual_seed(stable_seed(global_seed(), key, purpose)) for key in keys
+        ]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Reseeds from (seed, rank, epoch, batch): ranks differ, and a resumed run draws what it would have drawn."""
+        torch.manual_seed(stable_seed(global_seed(), self.global_rank, self.current_epoch, batch_idx))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """`{"sr": [B,3,H,W], "panels": {title: [B,C,H,W] in [0, 1]}}`; callbacks make scores and pictures of it."""
+        return {"sr": self.super_resolve(batch), "panels": self.preview(batch)}
+
+    def test_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """As `validation_step`."""
+        return self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """`{"sr": [B,3,H,W]}`, for the prediction writer."""
+        return {"sr": self.super_resolve(batch)}
+
+    def frozen_keys(self) -> set[str]:
+        """Entries of the state dict that checkpoints leave out: those of wholly frozen sub-modules."""
+        frozen = set()
+        for name, module in self.named_modules():
+            kept = any(name == prefix or name.startswith(f"{prefix}.") for prefix in self.keeps_frozen)
+            parameters = list(module.parameters())
+            if name and not kept and parameters and not any(parameter.requires_grad for parameter in parameters):
+                frozen.update(f"{name}.{key}" for key in module.state_dict())
+        return frozen
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves frozen weights out; they come from their own source."""
+        for key in self.frozen_keys():
+            checkpoint["state_dict"].pop(key, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another method.
+
+        Raises:
+            ValueError: the checkpoint was written by another class.
+        """
+        written_by = checkpoint.get("hyper_parameters", {}).get("_class_path")
+        own = f"{type(self).__module__}.{type(self).__qualname__}"
+        if written_by is not None and written_by != own:
+            raise ValueError(f"the checkpoint holds {written_by}, but the configured model is {own}")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads everything but frozen weights, whatever `strict` says.
+
+        Raises:
+            RuntimeError: a tensor is missing, unknown or of another shape.
+        """
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = sorted(set(result.missing_keys) - self.frozen_keys())
+        problems = [f"missing {key}" for key in missing] + [f"unknown {key}" for key in result.unexpected_keys]
+        if problems:
+            listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+            raise RuntimeError(f"the weights do not fit {type(self).__name__} as configured: {listed}")
+        return result
+
+
+class DiffusionModule(SuperResolver):
+    """The shared diffusion trainer.
+
+    A method overrides `condition` and at most three more hooks: `null_condition`, `start_image`, `extra_losses`.
+
+    Args:
+        network: `forward(x [B,C,h,w], label [B], **condition) -> [B,C,h,w]`, with an int attribute `stride`.
+        process: The forward process.
+        parameterization: What the network reads and writes.
+        space: Where diffusion runs.
+        sampler: Draws images in validation, test and prediction.
+        region: Restricts diffusion to regions (YODA).
+        guidance: Wraps the denoiser when sampling; the first is innermost.
+        norm: Of the difference between output and target.
+        optimizer: From trainable parameters to an optimizer.
+        lr_scheduler: From an optimizer to a scheduler, stepped each training step.
+        channels_last: Keep convolutions in the memory format that CPUs and GPUs run fastest.
+        compile: Compile the network with torch.compile.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        parameterization: Parameterization,
+        space: Space,
+        sampler: Sampler,
+        region: Region | None = None,
+        guidance: list[Guidance] | None = None,
+        norm: Literal["l1", "l2"] = "l2",
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        channels_last: bool = True,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # The stub of Module.to lacks the overload that takes a memory format alone.
+        self.network = cast(nn.Module, network.to(memory_format=self.memory_format))  # type: ignore[call-overload]
+        self.process, self.parameterization, self.space, self.sampler = process, parameterization, space, sampler
+        self.region, self.guidance, self.norm = region, guidance or [], norm
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        if compile:
+            self.network.compile()
+
+    # What a method overrides.
+
+    @abstractmethod
+    def condition(self, batch: Batch) -> dict[str, Tensor]:
+        """What the network is shown beside the state, computed once per image."""
+
+    def null_condition(self, batch: Batch) -> dict[str, Tensor] | None:
+        """The condition of nothing, for classifier-free guidance; None where there is none."""
+        return None
+
+    def start_image(self, batch: Batch) -> Tensor:
+        """The degraded image on the target's grid, `[B,3,H,W]`; encoded, it is the anchor."""
+        return batch["up"]
+
+    def extra_losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
+        """Further scalars that are logged by name and added to the loss."""
+        return {}
+
+    # Training.
+
+    def noised(self, batch: Batch) -> Noised:
+        """One training draw for each image of the batch."""
+        x0 = self.space.encode(batch["hr"], batch["up"])
+        anchor = self.space.encode(self.start_image(batch), batch["up"])
+        t = self.process.sample_t(x0.shape[0], x0.device)
+        noise = self.process.noise(x0)
+        x_t = self.process.diffuse(x0=x0, anchor=anchor, t=t, noise=noise)
+        return Noised(x_t=x_t, x0=x0, anchor=anchor, noise=noise, t=t)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """Draws, predicts, and compares with the target; masked where a region is set."""
+        noised = self.noised(batch)
+        mask = self._train_mask(batch, noised)
+        output = self.evaluate(self._train_input(noised, mask), noised.t, self.condition(batch))
+        losses = {"loss": self._diffusion_loss(noised, output, mask), **self.extra_losses(batch, noised, output)}
+        for name, value in losses.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch["key"]))
+        return {"loss": torch.stack(list(losses.values())).sum(), "t": noised.t}
+
+    def evaluate(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """One evaluation of the network, `[B,C,h,w]` in float32 whatever the precision it runs in."""
+        x, label = self.parameterization.read(self.process, x_t, t)
+        output: Tensor = self.network(x.contiguous(memory_format=self.memory_format), label, **condition)
+        return output.to(x_t.dtype)
+
+    def _train_mask(self, batch: Batch, noised: Noised) -> Tensor | None:
+        if self.region is None:
+            return None
+        mask = self.region.mask(self._attention(batch, noised.x0), self.process.tick(noised.t))
+        self.log("train/active_fraction", mask.mean(), batch_size=len(batch["key"]))
+        return mask
+
+    def _train_input(self, noised: Noised, mask: Tensor | None) -> Tensor:
+        if self.region is None or mask is None:
+            return noised.x_t
+        anchor = noised.anchor
+        filled = self.process.diffuse(x0=anchor, anchor=anchor, t=noised.t, noise=noised.noise)
+        return self.region.train_input(noised.x_t, filled=filled, mask=mask)
+
+    def _diffusion_loss(self, noised: Noised, output: Tensor, mask: Tensor | None) -> Tensor:
+        difference = output - self.parameterization.target(self.process, noised)
+        loss = difference.abs() if self.norm == "l1" else difference.square()
+        loss = loss * expand(self.parameterization.weight(self.process, noised.t), loss)
+        return loss.mean() if self.region is None or mask is None else self.region.reduce(loss, mask)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The configured optimizer over what is trainable; its scheduler counts steps."""
+        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    # Sampling.
+
+    @property
+    def stride(self) -> int:  # type: ignore[override]
+        """Images are padded to multiples of it."""
+        return cast(int, self.network.stride) * self.space.factor
+
+    def protocol(self) -> str:
+        """The sampler's name."""
+        return self.sampler.name
+
+    def denoiser(self, batch: Batch, anchor: Tensor) -> Denoise:
+        """The estimate of the clean state as a function of (x_t, t), guided; conditions are computed once, here."""
+        denoise = self._denoise(self.condition(batch), anchor)
+        null = self.null_condition(batch) if self.guidance else None
+        unconditional = None if null is None else self._denoise(null, anchor)
+        for guidance in self.guidance:
+            denoise = guidance.wrap(
+                denoise, process=self.process, anchor=anchor, network=self.network, unconditional=unconditional
+            )
+        return denoise
+
+    def _denoise(self, condition: Mapping[str, Tensor], anchor: Tensor) -> Denoise:
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            output = self.evaluate(x_t, t, condition)
+            return self.space.bound(self.parameterization.x0(self.process, output, x_t=x_t, anchor=anchor, t=t))
+
+        return denoise
+
+    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
+        """Samples a state from the anchor and decodes it."""
+        anchor = self.space.encode(self.start_image(batch), batch["up"])
+        with self.process.drawing_from(self.generators(batch["key"], "sampler")):
+            state = (sampler or self.sampler)(
+                self.denoiser(batch, anchor), self.process, anchor, self._region_fill(batch, anchor)
+            )
+        return self.space.decode(state, batch["up"])
+
+    def _region_fill(self, batch: Batch, anchor: Tensor) -> AfterStep | None:
+        """After each step, pixels that do not diffuse yet hold the anchor at the new noise level (YODA, Algorithm 2)."""
+        region = self.region
+        if region is None:
+            return None
+        attention = self._attention(batch, anchor)
+        # Noise of its own, so that the diffusing pixels draw what they would draw without a region.
+        generators = self.generators(batch["key"], "region")
+        noise: Tensor | None = None
+
+        def fill(x_s: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
+            nonlocal noise
+            if noise is None or region.fresh():
+                with self.process.drawing_from(generators):
+                    noise = self.process.noise(anchor)
+            waiting = self.process.diffuse(x0=anchor, anchor=anchor, t=s, noise=noise)
+            return torch.lerp(waiting, x_s, region.mask(attention, self.process.tick(t)).to(x_s))
+
+        return fill
+
+    def _attention(self, batch: Batch, state: Tensor) -> Tensor:
+        """The batch's map, where the data carries one, else the region's, on the state's grid."""
+        assert self.region is not None
+        attention = batch["attention"] if "attention" in batch else self.region.attend(batch["lr"])
+        return resize_attention(attention.float(), (state.shape[-2], state.shape[-1]))
+
+    @torch.no_grad()
+    def preview(self, batch: Batch) -> dict[str, Tensor]:
+        """The attention map, and its mask at a few times, where a region is set."""
+        if self.region is None:
+            return {}
+        attention = self._attention(batch, batch["up"])
+        time = attention.new_ones(attention.shape[0])
+        masks = {f"mask t={t}": self.region.mask(attention, t * time) for t in PREVIEW_TIMES}
+        return {"attention": attention, **masks}
+
+
+def pad_to_stride(batch: Batch, stride: int) -> Batch:
+    """The batch with `up` padded on the right and below to multiples of `stride`, and `lr` with it.
+
+    Both are reflected where they are large enough and repeated at the edge where they are not.
+
+    Raises:
+        ValueError: `up` is not a whole multiple of `lr`.
+    """
+    height, width = batch["up"].shape[-2:]
+    lr_height, lr_width = batch["lr"].shape[-2:]
+    scale = height // lr_height
+    if (lr_height * scale, lr_width * scale) != (height, width):
+        raise ValueError(f"{batch['key'][0]}: {width}x{height} is no whole multiple of {lr_width}x{lr_height}")
+    unit = stride // math.gcd(stride, scale)  # the smallest step of lr that fits the stride
+    below, right = -lr_height % unit, -lr_width % unit
+    if below == right == 0:
+        return batch
+    padded: dict[str, Any] = {**batch, "lr": _pad(batch["lr"], below, right)}
+    for key in ("up", "attention"):
+        if key in batch:
+            padded[key] = _pad(cast(dict[str, Tensor], batch)[key], below * scale, right * scale)
+    return cast(Batch, padded)
+
+
+def _pad(image: Tensor, below: int, right: int) -> Tensor:
+    height, width = image.shape[-2:]
+    mode = "reflect" if below < height and right < width else "replicate"
+    return pad(image, (0, right, 0, below), mode=mode)

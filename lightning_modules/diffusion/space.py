@@ -1,0 +1,73 @@
+"""Where diffusion runs: pixels, the residual to the enlarged image, or a latent space."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Space(nn.Module, ABC):
+    """Maps images to states and back. Images `[B,3,H,W]` in [-1, 1]; `up` is the enlarged low-resolution image."""
+
+    factor: int = 1  # image pixels per state pixel, each way
+
+    @abstractmethod
+    def encode(self, image: Tensor, up: Tensor) -> Tensor:
+        """State of `image`, `[B,C,H/factor,W/factor]`."""
+
+    @abstractmethod
+    def decode(self, state: Tensor, up: Tensor) -> Tensor:
+        """Image of `state`; not clamped."""
+
+    @abstractmethod
+    def bound(self, x0: Tensor) -> Tensor:
+        """Brings an estimate of the clean state back into the range that clean states have."""
+
+
+class Pixels(Space):
+    """States are images.
+
+    Args:
+        clip: Clamp every estimate of the clean image to [-1, 1], as SR3's public sampler does at each step.
+    """
+
+    def __init__(self, clip: bool = True) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def encode(self, image: Tensor, up: Tensor) -> Tensor:
+        """The image."""
+        return image
+
+    def decode(self, state: Tensor, up: Tensor) -> Tensor:
+        """The state."""
+        return state
+
+    def bound(self, x0: Tensor) -> Tensor:
+        """Clamped to [-1, 1] with `clip`."""
+        return x0.clamp(-1, 1) if self.clip else x0
+
+
+class Residual(Space):
+    """States are the residual to the enlarged image (Eq. 1 of SRDiff, arXiv:2104.14951); the enlarged image is 0.
+
+    A residual beyond `1 / scale` cannot be represented: with the published scale of 2, more than 64 grey levels.
+
+    Args:
+        scale: Factor that stretches the residual towards [-1, 1].
+    """
+
+    def __init__(self, scale: float = 2.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def encode(self, image: Tensor, up: Tensor) -> Tensor:
+        """`clamp(scale * (image - up), -1, 1)`."""
+        return self.bound((image - up) * self.scale)
+
+    def decode(self, state: Tensor, up: Tensor) -> Tensor:
+        """`clamp(state, -1, 1) / scale + up`."""
+        return self.bound(state) / self.scale + up
+
+    def bound(self, x0: Tensor) -> Tensor:
+        """Clamped to [-1, 1]."""
+        return x0.clamp(-1, 1)
