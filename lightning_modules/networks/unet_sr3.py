@@ -1,0 +1,275 @@
+"""The U-Net of SR3 (arXiv:2104.07636) in the block of its public implementation, whose weight names it keeps.
+
+Departures from the paper, as in that implementation: plain residual blocks instead of BigGAN's, skip connections
+without the factor 1/sqrt(2), and a noise level that shifts features but does not scale them.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Conditioning = Literal["level", "step"]
+
+
+class SR3UNet(nn.Module):
+    """Denoises `x` while it sees the enlarged low-resolution image on further channels.
+
+    The arguments carry the names of the published configuration files, so that those can be copied.
+
+    Args:
+        inner_channel: width of the first level and of the noise embedding.
+        channel_mults: width of each level over `inner_channel`; one level per entry, each half the size of the last.
+        attn_res: side lengths at which blocks have self-attention, for an input of `image_size`; the innermost block
+            always has it.
+        res_blocks: residual blocks per level on the way down; one more on the way up.
+        norm_groups: groups of every GroupNorm; must divide every width, concatenated ones included.
+        dropout: probability, in the second half of each residual block.
+        image_size: the size that `attn_res` refers to. Inputs of any other size pass through the same blocks.
+        in_channel: 3 for the noisy image and 3 for the enlarged one; 3 for an unconditional network.
+        out_channel: channels of the prediction.
+        conditioning: `level`, SR3's continuous noise level; `step`, the integer step of the DDPM variant.
+        noise_level_scale: multiplies the label of `level`. The published networks use 1, which leaves the sinusoids
+            almost affine in the level; WaveGrad, where the embedding comes from, uses 5000.
+        orthogonal_init: start training from orthogonal weights and zero biases, as the public implementation does.
+
+    Attributes:
+        stride: height and width of an input must be multiples of it.
+
+    Raises:
+        ValueError: a width is not a multiple of `norm_groups`.
+    """
+
+    def __init__(
+        self,
+        *,
+        inner_channel: int = 64,
+        channel_mults: Sequence[int] = (1, 2, 4, 8, 8),
+        attn_res: Sequence[int] = (16,),
+        res_blocks: int = 2,
+        norm_groups: int = 32,
+        dropout: float = 0.0,
+        image_size: int = 128,
+        in_channel: int = 6,
+        out_channel: int = 3,
+        conditioning: Conditioning = "level",
+        noise_level_scale: float = 1.0,
+        orthogonal_init: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride = 2 ** (len(channel_mults) - 1)
+        self.conditioning = conditioning
+        if conditioning == "level":
+            self.noise_level_mlp = embedding(Sinusoids(inner_channel, noise_level_scale), inner_channel)
+        else:
+            self.time_mlp = embedding(Sinusoids(inner_channel, stored=True), inner_channel)
+
+        def block(width_in: int, width_out: int, attention: bool) -> AttentionBlock:
+            residual = ResidualBlock(width_in, width_out, inner_channel, norm_groups, dropout, conditioning)
+            return AttentionBlock(residual, SelfAttention(width_out, norm_groups) if attention else nn.Identity())
+
+        width, downs = inner_channel, nn.ModuleList([nn.Conv2d(in_channel, inner_channel, 3, padding=1)])
+        skips = [width]
+        for level, mult in enumerate(channel_mults):
+            if level > 0:
+                downs.append(Downsample(width))
+                skips.append(width)
+            for _ in range(res_blocks):
+                downs.append(block(width, inner_channel * mult, image_size // 2**level in attn_res))
+                width = inner_channel * mult
+                skips.append(width)
+        self.downs = downs
+        self.mid = nn.ModuleList([block(width, width, True), block(width, width, False)])
+        self.ups = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mults))):
+            for _ in range(res_blocks + 1):
+                self.ups.append(block(width + skips.pop(), inner_channel * mult, image_size // 2**level in attn_res))
+                width = inner_channel * mult
+            if level > 0:
+                self.ups.append(Upsample(width))
+        self.final_conv = Block(width, out_channel, norm_groups)
+        if orthogonal_init:
+            self.apply(initialise_orthogonally)
+
+    def forward(self, x: Tensor, label: Tensor, image: Tensor | None = None) -> Tensor:
+        """Predicts the noise.
+
+        Args:
+            x: noisy image, `[B,3,H,W]`; H and W multiples of `stride`.
+            label: noise level sqrt(alpha-bar) or integer step, `[B]`.
+            image: the low-resolution image on the same grid, `[B,3,H,W]`; left out by an unconditional network.
+
+        Returns:
+            `[B,out_channel,H,W]`.
+
+        Raises:
+            ValueError: a side of `x` is not a multiple of `stride`.
+        """
+        if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
+            raise ValueError(
+                f"SR3UNet got {x.shape[-2]}x{x.shape[-1]} pixels, but halves them {int(math.log2(self.stride))} times: "
+                f"both sides must be multiples of {self.stride}. Choose such a crop size for the data."
+            )
+        h = x if image is None else torch.cat([image, x], dim=1)
+        embedded = self.embed(label)
+        skips = []
+        for layer in self.downs:
+            h = layer(h, embedded) if isinstance(layer, AttentionBlock) else layer(h)
+            skips.append(h)
+        for layer in self.mid:
+            h = layer(h, embedded)
+        for layer in self.ups:
+            if isinstance(layer, AttentionBlock):
+                h = layer(torch.cat([h, skips.pop()], dim=1), embedded)
+            else:
+                h = layer(h)
+        prediction: Tensor = self.final_conv(h)
+        return prediction
+
+    def embed(self, label: Tensor) -> Tensor:
+        """`[B]` to `[B,inner_channel]`, in float32 under autocast: bfloat16 cannot tell neighbouring levels apart."""
+        encoding, *layers = self.noise_level_mlp if self.conditioning == "level" else self.time_mlp
+        with torch.autocast(label.device.type, enabled=False):
+            embedded: Tensor = encoding(label).to(layers[0].weight.dtype)
+            for layer in layers:
+                embedded = layer(embedded)
+        return embedded
+
+
+class Sinusoids(nn.Module):
+    """Sines and cosines of a label, `[B]` to `[B,width]`, at frequencies 1e4^(-j/n), j < n = width/2.
+
+    Args:
+        width: of the encoding; even.
+        scale: multiplies the label.
+        stored: whether the frequencies are part of the weights, as in the published files of the DDPM variant.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, width: int, scale: float = 1.0, stored: bool = False) -> None:
+        super().__init__()
+        frequencies = 1e4 ** -torch.linspace(0, 1, width // 2 + 1, dtype=torch.float64)[:-1]
+        self.register_buffer("inv_freq", frequencies.float(), persistent=stored)
+        self.scale = scale
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Sines first, then cosines."""
+        angles = self.scale * label.float()[:, None] * self.inv_freq
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def embedding(encoding: Sinusoids, width: int) -> nn.Sequential:
+    """The encoding and its two layers, under the indices that published files give them."""
+    return nn.Sequential(encoding, nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+
+
+class Block(nn.Sequential):
+    """GroupNorm, SiLU, dropout, 3x3 convolution; `.block` is a published key."""
+
+    def __init__(self, width_in: int, width_out: int, norm_groups: int, dropout: float = 0.0) -> None:
+        layers = (group_norm(norm_groups, width_in), nn.SiLU(), nn.Dropout(dropout))
+        block = nn.Sequential(*layers, nn.Conv2d(width_in, width_out, 3, padding=1))
+        super().__init__(OrderedDict(block=block))
+
+
+class ResidualBlock(nn.Module):
+    """Two `Block`s with the projected noise embedding added in between, and a skip connection."""
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        width_embedding: int,
+        norm_groups: int,
+        dropout: float,
+        conditioning: Conditioning,
+    ) -> None:
+        super().__init__()
+        project = nn.Linear(width_embedding, width_out)
+        if conditioning == "level":
+            self.noise_func = nn.Sequential(OrderedDict(noise_func=nn.Sequential(project)))
+        else:
+            self.mlp = nn.Sequential(nn.SiLU(), project)
+        self.conditioning = conditioning
+        self.block1 = Block(width_in, width_out, norm_groups)
+        self.block2 = Block(width_out, width_out, norm_groups, dropout)
+        self.res_conv = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """`[B,width_in,H,W]` and `[B,width_embedding]` to `[B,width_out,H,W]`."""
+        with torch.autocast(x.device.type, enabled=False):
+            shift = (self.noise_func if self.conditioning == "level" else self.mlp)(embedded)
+        h: Tensor = self.block1(x)
+        h = self.block2(h + shift.to(h.dtype)[:, :, None, None])
+        return h.add(self.res_conv(x))
+
+
+class SelfAttention(nn.Module):
+    """Attention of one head, as wide as the features, over all positions."""
+
+    def __init__(self, width: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(norm_groups, width)
+        self.qkv = nn.Conv2d(width, 3 * width, 1, bias=False)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,width,H,W]` to the same."""
+        tokens = rearrange(self.qkv(self.norm(x)), "b (n c) h w -> n b 1 (h w) c", n=3)
+        attended = F.scaled_dot_product_attention(*tokens)
+        out: Tensor = self.out(rearrange(attended, "b 1 (h w) c -> b c h w", h=x.shape[-2]))
+        return x + out
+
+
+class AttentionBlock(nn.Module):
+    """A residual block, then self-attention or the identity."""
+
+    def __init__(self, res_block: ResidualBlock, attn: nn.Module) -> None:
+        super().__init__()
+        self.res_block = res_block
+        self.attn = attn
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """`[B,width_in,H,W]` and `[B,width_embedding]` to `[B,width_out,H,W]`."""
+        h: Tensor = self.attn(self.res_block(x, embedded))
+        return h
+
+
+class Downsample(nn.Sequential):
+    """Halves height and width; `.conv` is a published key."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(OrderedDict(conv=nn.Conv2d(width, width, 3, stride=2, padding=1)))
+
+
+class Upsample(nn.Sequential):
+    """Doubles height and width; `.conv` is a published key."""
+
+    def __init__(self, width: int) -> None:
+        up, conv = nn.Upsample(scale_factor=2.0, mode="nearest"), nn.Conv2d(width, width, 3, padding=1)
+        super().__init__(OrderedDict(up=up, conv=conv))
+
+
+def group_norm(groups: int, width: int) -> nn.GroupNorm:
+    """GroupNorm that says what to change where the width cannot be divided."""
+    if width % groups:
+        raise ValueError(
+            f"norm_groups={groups} does not divide a width of {width} channels; "
+            "choose inner_channel, channel_mults and norm_groups such that every width, also of two concatenated "
+            "feature maps, is a multiple of norm_groups"
+        )
+    return nn.GroupNorm(groups, width)
+
+
+def initialise_orthogonally(module: nn.Module) -> None:
+    """Orthogonal weights and zero biases for every convolution and linear layer."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.orthogonal_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
