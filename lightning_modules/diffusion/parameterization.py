@@ -86,19 +86,37 @@ class Epsilon(Parameterization):
         return (x_t - from_anchor - expand(process.std(t), x_t) * output) / expand(process.alpha(t), x_t)
 
 
+InputScale = Literal["none", "latent", "pixel", "data"]
+
+
+def scale_input(process: Process, x_t: Tensor, t: Tensor, scale: InputScale) -> Tensor:
+    """Brings states of any noise level to similar size for the network, `[B,C,H,W]`.
+
+    `latent` divides by `sqrt(std^2 + 1)` and `pixel` by `3 std + 1`, as ResShift's code does in and outside a latent
+    space; `data` divides by `sqrt(std^2 + 0.25)`, for images in [-1, 1] have a standard deviation near 0.5.
+    """
+    if scale == "none":
+        return x_t
+    std = process.std(t)
+    divisor = {"latent": (std**2 + 1).sqrt(), "pixel": 3 * std + 1, "data": (std**2 + 0.25).sqrt()}[scale]
+    return x_t / expand(divisor, x_t)
+
+
 class Clean(Parameterization):
     """The network writes the clean state (ResShift, Eq. 8 of arXiv:2307.12348).
 
     Args:
         label: How the network is told the time, see `noise_label`.
+        input_scale: What the state is divided by for the network, see `scale_input`.
     """
 
-    def __init__(self, label: Label) -> None:
+    def __init__(self, label: Label, input_scale: InputScale = "none") -> None:
         self.label: Label = label
+        self.input_scale: InputScale = input_scale
 
     def read(self, process: Process, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The state itself."""
-        return x_t, noise_label(process, t, self.label)
+        """The scaled state."""
+        return scale_input(process, x_t, t, self.input_scale), noise_label(process, t, self.label)
 
     def target(self, process: Process, noised: Noised) -> Tensor:
         """The clean state."""
@@ -107,3 +125,55 @@ class Clean(Parameterization):
     def x0(self, process: Process, output: Tensor, *, x_t: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
         """The output itself."""
         return output
+
+
+class AnchorResidual(Clean):
+    """The network writes the anchor less the clean state: ResShift's e0.
+
+    With a network that begins at 0 the first estimate is the degraded image, which is where training from scratch
+    should start.
+    """
+
+    def target(self, process: Process, noised: Noised) -> Tensor:
+        """`anchor - x0`."""
+        return noised.anchor - noised.x0
+
+    def x0(self, process: Process, output: Tensor, *, x_t: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
+        """`anchor - output`."""
+        return anchor - output
+
+
+class ShiftedEpsilon(Epsilon):
+    """DoSSR's noise prediction: read as a plain VP one, so that a pretrained Stable Diffusion can be the network.
+
+    The conversion leaves the shift out, hence the network must write the noise and what the shift still hides of the
+    clean image, `noise + sqrt(ab) shift (anchor - x0) / std` (arXiv:2409.17778).
+
+    Args:
+        label: How the network is told the time, see `noise_label`.
+        loss_on: `x0` weighs the loss by `std / sqrt(ab)`, which with `norm: l1` is the published L1 distance of clean
+            states; `epsilon` leaves it unweighted.
+    """
+
+    def __init__(self, label: Label = "index", loss_on: Literal["x0", "epsilon"] = "x0") -> None:
+        super().__init__(label)
+        self.loss_on = loss_on
+
+    def target(self, process: Process, noised: Noised) -> Tensor:
+        """The output that stands for the true clean state."""
+        std, signal = (expand(value, noised.x0) for value in self._levels(process, noised.t))
+        return (noised.x_t - signal * noised.x0) / std
+
+    def x0(self, process: Process, output: Tensor, *, x_t: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
+        """`(x_t - std * output) / sqrt(ab)`."""
+        std, signal = (expand(value, x_t) for value in self._levels(process, t))
+        return (x_t - std * output) / signal
+
+    def weight(self, process: Process, t: Tensor) -> Tensor:
+        """`std / sqrt(ab)` with `loss_on: x0`."""
+        std, signal = self._levels(process, t)
+        return std / signal if self.loss_on == "x0" else torch.ones_like(t)
+
+    def _levels(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
+        std = process.std(t)
+        return std, (1 - std**2).sqrt()

@@ -17,9 +17,9 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
 class Process(nn.Module, ABC):
     """`x_t = mean(x0, anchor, t) + std(t) * noise`, with a mean that is linear in `(x0, anchor)` and `std(0) = 0`.
 
-    The clock `t` is float64 `[B]` in [0, 1]; 0 is the clean state. `s` is always the smaller, next time. `anchor` is the
-    degraded image in state space. States are `[B,C,H,W]`; coefficients are computed in float64 and applied in float32
-    or wider.
+    The clock `t` is float64 `[B]` in [0, 1]; 0 is the clean state. `s` is always the smaller, next time. `anchor` is
+    the degraded image in state space. States are `[B,C,H,W]`; coefficients are computed in float64 and applied in
+    float32 or wider.
     """
 
     steps: int | None = None  # length of the training table; None where the clock is continuous
@@ -38,7 +38,7 @@ class Process(nn.Module, ABC):
 
     @abstractmethod
     def fresh_std(self, t: Tensor, s: Tensor) -> Tensor:
-        """Standard deviation of the new noise that a step from `t` to `s` mixes in at `eta = 1`, `[B]`; at most `std(s)`."""
+        """Standard deviation of the new noise in a step from `t` to `s` at `eta = 1`, `[B]`; at most `std(s)`."""
 
     @abstractmethod
     def grid(self, steps: int) -> Tensor:
@@ -57,7 +57,7 @@ class Process(nn.Module, ABC):
         raise TypeError(f"the mean of {type(self).__name__} is no multiple of x0; choose another parameterization")
 
     def added_std(self, t: Tensor, s: Tensor) -> Tensor:
-        """Standard deviation of the noise that is really added at `eta = 1`, `[B]`: `fresh_std`, unless stated otherwise."""
+        """Standard deviation of the noise that is really added at `eta = 1`, `[B]`: by default `fresh_std`."""
         return self.fresh_std(t, s)
 
     def tick(self, t: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Process(nn.Module, ABC):
     def step(self, x_t: Tensor, *, x0: Tensor, anchor: Tensor, t: Tensor, s: Tensor, eta: float) -> Tensor:
         """The reverse step from `t` to `s`, given the denoiser's estimate `x0`.
 
-        `x_s = mean(x0, anchor, s) + sqrt(std(s)^2 - tau^2) * noise_hat + tau * noise` with `tau = eta * fresh_std(t, s)`
+        `x_s = mean(x0, anchor, s) + sqrt(std(s)^2 - tau^2) * noise_hat + tau * noise`, `tau = eta * fresh_std(t, s)`,
         and `noise_hat` the noise that `x0` leaves in `x_t`. `eta = 1` is the Markov posterior (Eq. 7 of DDPM,
         arXiv:2006.11239), `eta = 0` is deterministic (Eq. 12 of DDIM, arXiv:2010.02502), both between any two times.
         Samples with `s == t` are returned untouched.
@@ -117,3 +117,42 @@ class Process(nn.Module, ABC):
         if eta > 0:
             x_s = x_s + expand(eta * self.added_std(t, s), x_t) * self.noise(x_t)
         return torch.where(expand(s == t, x_t) > 0, x_t, x_s)
+
+
+class Tabulated(Process):
+    """A process that was defined on a table of T steps.
+
+    The clock is the index into the table divided by T. Entry 0 is the clean state, entry k what the papers index k - 1.
+    """
+
+    steps: int
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.tables: dict[str, Tensor] = {}  # float64 [T + 1]; no buffers, which a precision plugin would round
+
+    def lookup(self, name: str, t: Tensor) -> Tensor:
+        """A table's value at `t`, float64 `[B]`; linear between two entries."""
+        index = t.double() * self.steps
+        below = index.floor().clamp(0, self.steps - 1).long()
+        table = self.tables[name] = self.tables[name].to(t.device)
+        return torch.lerp(table[below], table[below + 1], (index - below).clamp(0, 1))
+
+    def tick(self, t: Tensor) -> Tensor:
+        """The table entry at or above `t`, as a time."""
+        return (t * self.steps - 1e-9).ceil() / self.steps
+
+    def sample_t(self, n: int, device: torch.device) -> Tensor:
+        """Table entries 1..T, uniform."""
+        return torch.randint(1, self.steps + 1, (n,), device=device).double() / self.steps
+
+    def grid(self, steps: int) -> Tensor:
+        """Evenly spread table entries, from the last to the clean one.
+
+        Raises:
+            ValueError: `steps` is not within 1..T.
+        """
+        if not 1 <= steps <= self.steps:
+            raise ValueError(f"this process was defined with {self.steps} steps; it cannot be sampled with {steps}")
+        return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round() / self.steps

@@ -1,15 +1,17 @@
-"""Variance-preserving diffusion: the process of DDPM, SR3, SRDiff and Stable Diffusion."""
+"""Variance-preserving diffusion: the process of DDPM, SR3, SRDiff and Stable Diffusion, and DoSSR's shifted one."""
 
+import math
+from itertools import accumulate
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.process import Process, expand
+from lightning_modules.diffusion.process import Tabulated, expand
 from lightning_modules.diffusion.schedules import Schedule
 
 
-class VP(Process):
+class VP(Tabulated):
     """`x_t = sqrt(ab_t) x0 + sqrt(1 - ab_t) noise`, started from pure noise; the anchor plays no part.
 
     The clock is the index into the table of T levels, divided by T. Between two entries `sqrt(ab)` is interpolated
@@ -30,22 +32,22 @@ class VP(Process):
         shared_t: bool = False,
         posterior_variance: Literal["small", "large"] = "small",
     ) -> None:
-        super().__init__()
-        self.steps: int = schedule.steps
+        super().__init__(schedule.steps)
+        self.schedule = schedule
         self.continuous, self.shared_t, self.posterior_variance = continuous, shared_t, posterior_variance
-        self.betas = schedule.betas()
-        self._alpha = schedule.alphas_cumprod().sqrt()
+        self.tables["signal"] = schedule.alphas_cumprod().sqrt()
+
+    def signal(self, t: Tensor) -> Tensor:
+        """Signal level `sqrt(ab_t)`, float64 `[B]`."""
+        return self.lookup("signal", t)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal level `sqrt(ab_t)`, float64 `[B]`."""
-        index = t.double() * self.steps
-        below = index.floor().clamp(0, self.steps - 1).long()
-        table = self._alpha = self._alpha.to(t.device)
-        return torch.lerp(table[below], table[below + 1], (index - below).clamp(0, 1))
+        """The signal level."""
+        return self.signal(t)
 
     def std(self, t: Tensor) -> Tensor:
         """`sqrt(1 - ab_t)`, float64 `[B]`."""
-        return (1 - self.alpha(t) ** 2).clamp(min=0).sqrt()
+        return (1 - self.signal(t) ** 2).clamp(min=0).sqrt()
 
     def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
         """`sqrt(ab_t) x0`."""
@@ -63,16 +65,15 @@ class VP(Process):
         return torch.where(s > 0, self._transition_std(t, s), 0.0)
 
     def _transition_std(self, t: Tensor, s: Tensor) -> Tensor:
-        gain = self.alpha(t) / self.alpha(s)
-        return (self.std(t) ** 2 - (gain * self.std(s)) ** 2).clamp(min=0).sqrt()
+        return (self.std(t) ** 2 - (self.gain(t, s) * self.std(s)) ** 2).clamp(min=0).sqrt()
+
+    def gain(self, t: Tensor, s: Tensor) -> Tensor:
+        """What the transition from `s` to `t` multiplies the state by, `[B]`."""
+        return self.alpha(t) / self.alpha(s)
 
     def start(self, *, anchor: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Pure noise."""
         return noise
-
-    def tick(self, t: Tensor) -> Tensor:
-        """The table entry at or above `t`, as a time."""
-        return (t * self.steps - 1e-9).ceil() / self.steps
 
     def sample_t(self, n: int, device: torch.device) -> Tensor:
         """Table entries 1..T, uniform; with `continuous`, uniform inside the drawn bin as well."""
@@ -80,12 +81,75 @@ class VP(Process):
         inside = torch.rand(n, dtype=torch.float64, device=device) if self.continuous else 0
         return (entries - inside) / torch.tensor(self.steps, dtype=torch.float64, device=device)
 
+
+class DomainShift(VP):
+    """VP whose mean slides from the clean to the degraded image: the process of DoSSR (arXiv:2409.17778).
+
+    `x_t = sqrt(ab_t) ((1 - shift_t) x0 + shift_t anchor) + sqrt(1 - ab_t) noise`. The slide is complete at entry
+    `shift_steps`, so sampling starts there, from the noised anchor, instead of from pure noise at T.
+
+    Args:
+        schedule: The betas.
+        shift_steps: Entries that the slide takes; the paper's t1, half of T.
+        train_steps: Training draws entries 1 to this one. All T as published (for which a pretrained network needs no
+            new range); sampling visits none beyond `shift_steps`.
+
+    Raises:
+        ValueError: the slide does not fit the table.
+    """
+
+    def __init__(self, schedule: Schedule, shift_steps: int, train_steps: int | None = None) -> None:
+        super().__init__(schedule)
+        self.shift_steps, self.train_steps = shift_steps, train_steps or schedule.steps
+        if not 2 <= shift_steps <= self.steps or not 1 <= self.train_steps <= self.steps:
+            raise ValueError(
+                f"shift_steps {shift_steps} and train_steps {self.train_steps} must lie within the schedule's "
+                f"{self.steps} steps, and a shift takes at least 2"
+            )
+        ramp = torch.linspace(0.001, 0.999, shift_steps, dtype=torch.float64) * math.pi / 2
+        self.tables["shift"] = torch.ones(self.steps + 1, dtype=torch.float64)
+        self.tables["shift"][: shift_steps + 1] = torch.cat([torch.zeros(1), ramp.sin() ** 2])
+        self.tables["unshifted"] = torch.zeros(self.steps + 1, dtype=torch.float64)  # 1 - shift without cancellation
+        self.tables["unshifted"][: shift_steps + 1] = torch.cat([torch.ones(1), ramp.cos() ** 2])
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Coefficient of the clean image, `sqrt(ab_t) (1 - shift_t)`."""
+        return self.signal(t) * self.lookup("unshifted", t)
+
+    def anchor_alpha(self, t: Tensor) -> Tensor:
+        """Coefficient of the degraded image, `sqrt(ab_t) shift_t`, float64 `[B]`."""
+        return self.signal(t) * self.lookup("shift", t)
+
+    def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
+        """`sqrt(ab_t) ((1 - shift_t) x0 + shift_t anchor)`."""
+        return expand(self.alpha(t), x0) * x0 + expand(self.anchor_alpha(t), x0) * anchor
+
+    def gain(self, t: Tensor, s: Tensor) -> Tensor:
+        """The ratio of the clean image's coefficients; of the signal levels where the slide was complete by `s`."""
+        complete = self.alpha(s) == 0
+        level_t = torch.where(complete, self.signal(t), self.alpha(t))
+        return level_t / torch.where(complete, self.signal(s), self.alpha(s))
+
+    def start(self, *, anchor: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The anchor noised to `t`."""
+        return self.diffuse(x0=anchor, anchor=anchor, t=t, noise=noise)
+
+    def sample_t(self, n: int, device: torch.device) -> Tensor:
+        """Table entries 1 to `train_steps`, uniform."""
+        return torch.randint(1, self.train_steps + 1, (n,), device=device).double() / self.steps
+
     def grid(self, steps: int) -> Tensor:
-        """Evenly spread table entries, from the last to the clean one.
+        """Entries from `shift_steps` down to 1, evenly spread and rounded as published, then the clean image for 1.
 
         Raises:
-            ValueError: `steps` is not within 1..T.
+            ValueError: `steps` is not within 1 to `shift_steps - 1`.
         """
-        if not 1 <= steps <= self.steps:
-            raise ValueError(f"this process was defined with {self.steps} steps; it cannot be sampled with {steps}")
-        return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round() / self.steps
+        if not 1 <= steps < self.shift_steps:
+            raise ValueError(
+                f"this process slides in {self.shift_steps} steps; it cannot be sampled with {steps} "
+                f"(1 to {self.shift_steps - 1})"
+            )
+        # A running sum, as in the public code: its rounding errors decide which way halves are rounded.
+        indices = accumulate([(self.shift_steps - 1) / steps] * steps)
+        entries = [0] + [round(index) + 1 for index in indices]
+        return torch.tensor(entries[::-1], dtype=torch.float64) / self.steps

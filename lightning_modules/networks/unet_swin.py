@@ -1,0 +1,353 @@
+"""The UNet of ResShift, whose attention is Swin's window attention (arXiv:2307.12348, published key names)."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def sinusoidal_embedding(label: Tensor, channels: int) -> Tensor:
+    """Cosines, then sines, of the label at geometric frequencies from 1 to 1/10000: `[B]` to `[B,channels]`."""
+    half = channels // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=label.device) / half
+    angles = label.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement by 2, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,H,W]` to `[B,C,2H,2W]`."""
+        out: Tensor = self.conv(functional.interpolate(x, scale_factor=2, mode="nearest"))
+        return out
+
+
+class Downsample(nn.Module):
+    """A convolution of stride 2."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,H,W]` to `[B,C',H/2,W/2]`."""
+        out: Tensor = self.op(x)
+        return out
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with a residual; the time embedding scales and shifts the second normalisation."""
+
+    def __init__(
+        self, channels: int, out_channels: int, *, time_channels: int, norm_groups: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(norm_groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, 2 * out_channels))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(norm_groups, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        nn.init.zeros_(self.out_layers[3].weight)
+        nn.init.zeros_(self.out_layers[3].bias)
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """`x` `[B,C,H,W]`, `time` `[B,time_channels]`."""
+        scale, shift = self.emb_layers(time)[:, :, None, None].chunk(2, dim=1)
+        hidden = self.out_layers[0](self.in_layers(x)) * (1 + scale) + shift
+        out: Tensor = self.skip_connection(x) + self.out_layers[1:](hidden)
+        return out
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside square windows, with a learned bias per relative position."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, channels: int, *, window: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        rows, columns = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
+        offset_rows = rows[:, None] - rows + window - 1
+        offset_columns = columns[:, None] - columns + window - 1
+        index = offset_rows * (2 * window - 1) + offset_columns
+        self.register_buffer("relative_position_index", index, persistent=False)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """`windows` `[B,n,N,C]` with N tokens in each of n windows; `mask` `[n,N,N]` is added to the logits."""
+        batch, count, tokens, channels = windows.shape
+        split = self.qkv(windows).view(batch, count, tokens, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
+        # scaled_dot_product_attention has fused kernels for 4 dimensions only: windows and heads share one
+        query, key, value = split.reshape(3, batch, count * self.heads, tokens, -1)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
+        bias = bias.expand(count, -1, -1, -1) if mask is None else bias + mask[:, None]
+        bias = bias.reshape(1, count * self.heads, tokens, tokens).to(query.dtype)
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        attended = attended.view(batch, count, self.heads, tokens, -1).transpose(2, 3)
+        out: Tensor = self.proj(attended.reshape(batch, count, tokens, channels))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two 1x1 convolutions with a GELU between them."""
+
+    def __init__(self, channels: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,H,W]` to the same shape."""
+        hidden = self.dropout(functional.gelu(self.fc1(x)))
+        out: Tensor = self.dropout(self.fc2(hidden))
+        return out
+
+
+def partition(x: Tensor, window: int) -> Tensor:
+    """`[B,C,H,W]` to `[B, H/window * W/window, window^2, C]`."""
+    batch, channels, height, width = x.shape
+    grid = x.view(batch, channels, height // window, window, width // window, window)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, window * window, channels)
+
+
+def unpartition(windows: Tensor, window: int, height: int, width: int) -> Tensor:
+    """The inverse of `partition`."""
+    batch, channels = windows.shape[0], windows.shape[-1]
+    grid = windows.view(batch, height // window, width // window, window, window, channels)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
+
+
+def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
+    """What keeps tokens that the cyclic shift brought together apart: `[n,N,N]`, 0 or -100 (as in Swin)."""
+
+    def band(size: int) -> Tensor:
+        place = torch.arange(size)
+        return (place >= size - window).int() + (place >= size - shift).int()
+
+    region = (band(height)[:, None] * 3 + band(width)).float()
+    ids = partition(region[None, None], window)[0, :, :, 0]
+    return torch.where(ids[:, :, None] == ids[:, None, :], 0.0, -100.0)
+
+
+class SwinBlock(nn.Module):
+    """Window attention and an MLP, each normalised before and added to its input; GroupNorm instead of LayerNorm."""
+
+    def __init__(
+        self, channels: int, *, window: int, shift: int, heads: int, mlp_ratio: float, norm_groups: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.GroupNorm(norm_groups, channels)
+        self.attn = WindowAttention(channels, window=window, heads=heads)
+        self.norm2 = nn.GroupNorm(norm_groups, channels)
+        self.mlp = Mlp(channels, int(channels * mlp_ratio), dropout)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Attention inside the windows of the cyclically shifted image, in its place again."""
+        height, width = x.shape[-2:]
+        mask = None
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), dims=(2, 3))
+            mask = shift_mask(height, width, self.window, self.shift).to(x.device)
+        windows = self.attn(partition(x, self.window), mask)
+        return unpartition(windows, self.window, height, width).roll((self.shift, self.shift), dims=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,H,W]` to the same shape; H and W are multiples of the window."""
+        x = x + self.attention(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class Projection(nn.Module):
+    """A 1x1 convolution under the name `proj` that Swin's patch embedding gives it."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,H,W]` to `[B,C',H,W]`."""
+        out: Tensor = self.proj(x)
+        return out
+
+
+class SwinLayer(nn.Module):
+    """Projects to the Swin width, runs blocks with alternating shift, projects back; no residual around it.
+
+    A level whose training resolution is at most one window is never shifted, however large the image is later.
+    """
+
+    def __init__(
+        self, channels: int, size: int, *, width: int, depth: int, window: int, dropout: float, **block: int
+    ) -> None:
+        super().__init__()
+        shift = 0 if size <= window else window // 2
+        window = min(window, size)
+        self.patch_embed = Projection(channels, width)
+        self.patch_unembed = Projection(width, channels)
+        self.blocks = nn.ModuleList(
+            SwinBlock(width, window=window, shift=shift * (i % 2), dropout=dropout, **block) for i in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,H,W]` to the same shape."""
+        x = self.patch_embed(x)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.patch_unembed(x)
+        return out
+
+
+class Stage(nn.ModuleList):
+    """Layers in a row, of which the residual blocks also read the time embedding."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """`x` `[B,C,H,W]`, `time` `[B,time_channels]`."""
+        for layer in self:
+            x = layer(x, time) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+def image_features(channels: int, halvings: int) -> tuple[nn.Module, int]:
+    """The extractor that brings a larger image to the size of the state, and its number of output channels."""
+    layers: list[nn.Module] = []
+    width = 16
+    for _ in range(halvings):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU(), Downsample(width, 2 * width)]
+        channels = width = 2 * width
+    return nn.Sequential(*layers), channels
+
+
+class UNetSwin(nn.Module):
+    """ResShift's UNet: residual blocks, and a Swin layer after the first of them at every level of both halves.
+
+    Args:
+        state_channels: channels of the diffused state; the output has as many.
+        image_channels: channels of the image that conditions it.
+        image_halvings: how often the conditioning image is halved to reach the size of the state: 0 where they are
+            equally large (x4 in the latent space of a VQ-f4), log2 of the ratio else (1 for x2).
+        model_channels: width of the first level.
+        channel_mult: width of each level as a multiple of `model_channels`.
+        num_res_blocks: residual blocks of a level; the decoder has one more.
+        size: side of the training states, which decides the levels that are not shifted.
+        swin_width: channels inside the Swin layers.
+        swin_depth: blocks of a Swin layer.
+        head_channels: channels of an attention head.
+        window: side of an attention window.
+        mlp_ratio: hidden channels of the MLP as a multiple of `swin_width`.
+        norm_groups: groups of every normalisation.
+        dropout: probability, in residual blocks and MLPs.
+
+    Attributes:
+        stride: height and width of the state must be multiples of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        state_channels: int = 3,
+        image_channels: int = 3,
+        image_halvings: int = 0,
+        model_channels: int = 160,
+        channel_mult: Sequence[int] = (1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        size: int = 64,
+        swin_width: int = 192,
+        swin_depth: int = 2,
+        head_channels: int = 32,
+        window: int = 8,
+        mlp_ratio: int = 4,
+        norm_groups: int = 32,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if swin_width % head_channels:
+            raise ValueError(f"swin_width {swin_width} is not a multiple of head_channels {head_channels}")
+        self.model_channels = model_channels
+        widths = [model_channels * multiple for multiple in channel_mult]
+        sizes = [size // 2**level for level in range(len(widths))]
+        self.stride = math.lcm(*(2**level * min(window, sizes[level]) for level in range(len(widths))))
+        time_channels = 4 * model_channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
+        )
+        self.feature_extractor, image_channels = image_features(image_channels, image_halvings)
+        residual = partial(ResBlock, time_channels=time_channels, norm_groups=norm_groups, dropout=dropout)
+        heads = swin_width // head_channels
+        swin = partial(SwinLayer, width=swin_width, depth=swin_depth, window=window, dropout=dropout)
+        swin = partial(swin, heads=heads, mlp_ratio=mlp_ratio, norm_groups=norm_groups)
+
+        channels = widths[0]
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(state_channels + image_channels, channels, 3, padding=1)])])
+        skips = [channels]
+        for level, width in enumerate(widths):
+            for block in range(num_res_blocks):
+                attention = [swin(width, sizes[level])] if block == 0 else []
+                self.input_blocks.append(Stage([residual(channels, width), *attention]))
+                channels = width
+                skips.append(channels)
+            if level < len(widths) - 1:
+                self.input_blocks.append(Stage([Downsample(channels, channels)]))
+                skips.append(channels)
+        self.middle_block = Stage(
+            [residual(channels, channels), swin(channels, sizes[-1]), residual(channels, channels)]
+        )
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for block in range(num_res_blocks + 1):
+                attention = [swin(width, sizes[level])] if block == 0 else []
+                enlarge = [Upsample(width)] if level and block == num_res_blocks else []
+                self.output_blocks.append(Stage([residual(channels + skips.pop(), width), *attention, *enlarge]))
+                channels = width
+        self.out = nn.Sequential(
+            nn.GroupNorm(norm_groups, channels), nn.SiLU(), nn.Conv2d(channels, state_channels, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor, label: Tensor, *, image: Tensor) -> Tensor:
+        """Predicts from the state and the image that conditions it.
+
+        Args:
+            x: the scaled state, `[B,state_channels,H,W]`.
+            label: the step's index, `[B]`, 0 for the cleanest.
+            image: the conditioning image, `[B,image_channels,h,w]` with `h = H * 2^image_halvings`.
+
+        Raises:
+            ValueError: the image does not have the size of the state after its halvings.
+        """
+        time = self.time_embed(sinusoidal_embedding(label, self.model_channels))
+        features = self.feature_extractor(image)
+        if features.shape[-2:] != x.shape[-2:]:
+            raise ValueError(
+                f"a conditioning image of {tuple(image.shape[-2:])} gives features of {tuple(features.shape[-2:])}, but "
+                f"the state is {tuple(x.shape[-2:])}: set network.init_args.image_halvings to log2 of their ratio"
+            )
+        hidden = torch.cat([x, features], dim=1)
+        skips = []
+        for stage in self.input_blocks:
+            hidden = stage(hidden, time)
+            skips.append(hidden)
+        hidden = self.middle_block(hidden, time)
+        for stage in self.output_blocks:
+            hidden = stage(torch.cat([hidden, skips.pop()], dim=1), time)
+        out: Tensor = self.out(hidden)
+        return out
