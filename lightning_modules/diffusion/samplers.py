@@ -1,16 +1,28 @@
 """Loops over time. They know a denoiser and a process, and no network."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.process import Process
+from lightning_modules.diffusion.process import Process, expand
+from lightning_modules.diffusion.spacing import Spacing, noise_to_signal, spaced
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-"""`(x_t [B,C,H,W], t [B]) -> estimate of the clean state [B,C,H,W]`."""
+
+class Denoise(Protocol):
+    """An estimate of the clean state."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
+        """`[b,C,H,W]` of a state `[b,C,H,W]` at times `[b]`; `rows` tells which samples of the batch they are."""
+
+
+class Step(Protocol):
+    """One step of a run; may remember the steps before it."""
+
+    def __call__(self, x_t: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
+        """The state at `s`, `[B,C,H,W]`; `t` and `s` are `[B]`."""
 
 
 class AfterStep(Protocol):
@@ -21,60 +33,182 @@ class AfterStep(Protocol):
 
 
 class Sampler(ABC):
-    """Draws a clean state.
+    """Draws a clean state, step by step.
 
     Args:
-        steps: Number of steps from the start to the clean state.
+        steps: Number of steps from the start to the clean state; fewer than the process was trained with respaces it.
+        spacing: Where the steps lie in time, see `spaced`.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, spacing: Spacing = "trailing") -> None:
         self.steps = steps
+        self.spacing: Spacing = spacing
 
     @property
     def name(self) -> str:
-        """What results say of it, "ddim-10"."""
-        return f"{type(self).__name__.lower()}-{self.steps}"
+        """What results say of it, "ddim-10" or "ddim-10-karras"."""
+        spacing = "" if self.spacing == "trailing" else f"-{self.spacing}"
+        return f"{self.solver}-{self.steps}{spacing}"
+
+    @property
+    def solver(self) -> str:
+        """The first part of `name`."""
+        return type(self).__name__.lower()
+
+    def grid(self, process: Process) -> Tensor:
+        """The times of a run, float64 `[steps + 1]`, falling to 0.
+
+        Raises:
+            ValueError: the process has no such steps.
+            TypeError: sampler or spacing rely on what the process is not.
+        """
+        return spaced(process, self.steps, self.spacing)
 
     @abstractmethod
+    def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
+        """What one run does at each of its steps."""
+
     def __call__(
         self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
     ) -> Tensor:
         """A clean state, `[B,C,H,W]`, in the shape of `anchor`."""
+        batch = [time.expand(anchor.shape[0]) for time in self.grid(process).to(anchor.device)]
+        x = process.start(anchor=anchor, t=batch[0], noise=process.noise(anchor))
+        step = self.stepper(denoise, process, anchor)
+        for t, s in pairwise(batch):
+            x = step(x, t=t, s=s)
+            if after_step is not None:
+                x = after_step(x, t=t, s=s)
+        return x
 
 
 class Ancestral(Sampler):
     """Stochastic steps through the process's posterior (Algorithm 2 of DDPM, arXiv:2006.11239).
 
     Args:
-        steps: Number of steps; fewer than the process was trained with respaces it.
+        steps: See `Sampler`.
         eta: Share of the posterior's noise, 0 to 1.
+        spacing: See `Sampler`.
     """
 
-    def __init__(self, steps: int, eta: float = 1.0) -> None:
-        super().__init__(steps)
+    def __init__(self, steps: int, eta: float = 1.0, spacing: Spacing = "trailing") -> None:
+        super().__init__(steps, spacing)
         self.eta = eta
 
-    def __call__(
-        self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
-    ) -> Tensor:
-        """See `Sampler.__call__`."""
-        times = process.grid(self.steps).to(anchor.device)
-        batch = [time.expand(anchor.shape[0]) for time in times]
-        x = process.start(anchor=anchor, t=batch[0], noise=process.noise(anchor))
-        for t, s in pairwise(batch):
-            x = process.step(x, x0=denoise(x, t), anchor=anchor, t=t, s=s, eta=self.eta)
-            if after_step is not None:
-                x = after_step(x, t=t, s=s)
-        return x
+    def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
+        """`Process.step` with one estimate of the clean state."""
+
+        def step(x_t: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
+            return process.step(x_t, x0=denoise(x_t, t), anchor=anchor, t=t, s=s, eta=self.eta)
+
+        return step
 
 
 class DDIM(Ancestral):
     """Deterministic steps (arXiv:2010.02502); the same loop with `eta` 0.
 
     Args:
-        steps: Number of steps.
+        steps: See `Sampler`.
         eta: 0 for DDIM; 1 is `Ancestral`.
+        spacing: See `Sampler`.
     """
 
-    def __init__(self, steps: int, eta: float = 0.0) -> None:
-        super().__init__(steps, eta)
+    def __init__(self, steps: int, eta: float = 0.0, spacing: Spacing = "trailing") -> None:
+        super().__init__(steps, eta, spacing)
+
+
+class DPMSolverPlusPlus(Sampler):
+    """DPM-Solver++(2M) and SDE-DPM-Solver++(2M), of second order in the half log-SNR (arXiv:2211.01095).
+
+    Its update (Eq. 7 of Algorithm 2, and of Appendix A for the SDE) is the first-order step, DDIM's or the posterior's,
+    towards a clean state that is extrapolated from the last two estimates. Written so it holds for every process whose
+    mean is a multiple of x0 plus a term in the anchor: that term is known and drops out. The first step and the one to
+    the clean state, where the half log-SNR is infinite, are of first order.
+
+    Args:
+        steps: See `Sampler`.
+        stochastic: The SDE solver instead of the ODE solver.
+        spacing: See `Sampler`.
+    """
+
+    def __init__(self, steps: int, stochastic: bool = False, spacing: Spacing = "trailing") -> None:
+        super().__init__(steps, spacing)
+        self.stochastic = stochastic
+
+    @property
+    def solver(self) -> str:
+        """See `Sampler.solver`."""
+        return "dpmpp2msde" if self.stochastic else "dpmpp2m"
+
+    def grid(self, process: Process) -> Tensor:
+        """See `Sampler.grid`; a process whose mean applies an operator to x0 is refused."""
+        times = super().grid(process)
+        noise_to_signal(process, times)
+        return times
+
+    def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
+        """Extrapolates the estimate to the middle of the step, then steps there."""
+        before: tuple[Tensor, Tensor] | None = None
+
+        def step(x_t: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
+            nonlocal before
+            estimate, now = denoise(x_t, t), _half_log_snr(process, t)
+            x0 = estimate
+            if before is not None:
+                share = _extrapolation(before[1], now, _half_log_snr(process, s))
+                x0 = estimate + expand(share, estimate) * (estimate - before[0])
+            before = estimate, now
+            return process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=float(self.stochastic))
+
+        return step
+
+
+def _half_log_snr(process: Process, t: Tensor) -> Tensor:
+    return -noise_to_signal(process, t).log()
+
+
+def _extrapolation(before: Tensor, now: Tensor, then: Tensor) -> Tensor:
+    """How far half a step ahead is, in steps taken before, `[B]`; 0 where the step ends in the clean state."""
+    share = (then - now) / (now - before) / 2
+    return torch.where(then.isfinite() & (now > before), share, 0.0)
+
+
+class Heun(Sampler):
+    """Heun's second-order steps in the noise-to-signal ratio (Algorithm 1 of EDM, arXiv:2206.00364, without churn).
+
+    Evaluates the denoiser twice at each step but the last: 2 `steps` - 1 times in all.
+
+    Args:
+        steps: See `Sampler`.
+        spacing: See `Sampler`.
+    """
+
+    def grid(self, process: Process) -> Tensor:
+        """See `Sampler.grid`; also refuses a process that starts without signal, where the ratio is infinite."""
+        times = super().grid(process)
+        if noise_to_signal(process, times).isinf().any():
+            raise ValueError(
+                f"Heun steps in the noise-to-signal ratio, which is infinite at the start of {type(process).__name__}; "
+                "choose DDIM or DPMSolverPlusPlus"
+            )
+        return times
+
+    def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
+        """An Euler step, then the same step with the mean of the noise found at both its ends."""
+
+        def noise_in(x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+            std = process.std(t)
+            return (x - process.mean(x0=x0, anchor=anchor, t=t)) / expand(torch.where(std > 0, std, 1.0), x)
+
+        def step(x_t: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
+            x0 = denoise(x_t, t)
+            x_s = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=0.0)
+            if not (s > 0).any():
+                return x_s
+            change = noise_in(x_s, denoise(x_s, s), s) - noise_in(x_t, x0, t)
+            # The clean state that leaves the mean noise in x_t.
+            x0 = x0 - expand(noise_to_signal(process, t) / 2, x_t) * change
+            corrected = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=0.0)
+            return torch.where(expand(s > 0, x_t) > 0, corrected, x_s)
+
+        return step
