@@ -10,8 +10,8 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -95,9 +95,7 @@ class SuperResolver(LightningModule, ABC):
 
     def generators(self, keys: Iterable[str], purpose: str) -> list[torch.Generator]:
         """One generator per image for one purpose, a function of the global seed and the image's key."""
-        return [
-            torch.Generator(self.device).manual_seed(stable_seed(global_seed(), key, purpose)) for key in keys
-        ]
+        return [torch.Generator(self.device).manual_seed(stable_seed(global_seed(), key, purpose)) for key in keys]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Reseeds from (seed, rank, epoch, batch): ranks differ, and a resumed run draws what it would have drawn."""
@@ -117,7 +115,7 @@ class SuperResolver(LightningModule, ABC):
 
     def frozen_keys(self) -> set[str]:
         """Entries of the state dict that checkpoints leave out: those of wholly frozen sub-modules."""
-        frozen = set()
+        frozen: set[str] = set()
         for name, module in self.named_modules():
             kept = any(name == prefix or name.startswith(f"{prefix}.") for prefix in self.keeps_frozen)
             parameters = list(module.parameters())
@@ -145,14 +143,18 @@ class SuperResolver(LightningModule, ABC):
         """Loads everything but frozen weights, whatever `strict` says.
 
         Raises:
-            RuntimeError: a tensor is missing, unknown or of another shape.
+            ValueError: a tensor is missing, unknown or of another shape.
         """
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        try:
+            result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        except RuntimeError as error:
+            shapes = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+            raise ValueError(f"the weights do not fit {type(self).__name__} as configured: {shapes}") from error
         missing = sorted(set(result.missing_keys) - self.frozen_keys())
         problems = [f"missing {key}" for key in missing] + [f"unknown {key}" for key in result.unexpected_keys]
         if problems:
             listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-            raise RuntimeError(f"the weights do not fit {type(self).__name__} as configured: {listed}")
+            raise ValueError(f"the weights do not fit {type(self).__name__} as configured: {listed}")
         return result
 
 
@@ -198,6 +200,8 @@ class DiffusionModule(SuperResolver):
         self.network = cast(nn.Module, network.to(memory_format=self.memory_format))  # type: ignore[call-overload]
         self.process, self.parameterization, self.space, self.sampler = process, parameterization, space, sampler
         self.region, self.guidance, self.norm = region, guidance or [], norm
+        for wrapper in self.guidance:
+            wrapper.check(network)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         if compile:
             self.network.compile()
@@ -236,7 +240,7 @@ class DiffusionModule(SuperResolver):
         noised = self.noised(batch)
         mask = self._train_mask(batch, noised)
         output = self.evaluate(self._train_input(noised, mask), noised.t, self.condition(batch))
-        losses = {"loss": self._diffusion_loss(noised, output, mask), **self.extra_losses(batch, noised, output)}
+        losses = {"loss": self.diffusion_loss(noised, output, mask), **self.extra_losses(batch, noised, output)}
         for name, value in losses.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch["key"]))
         return {"loss": torch.stack(list(losses.values())).sum(), "t": noised.t}
@@ -261,7 +265,7 @@ class DiffusionModule(SuperResolver):
         filled = self.process.diffuse(x0=anchor, anchor=anchor, t=noised.t, noise=noised.noise)
         return self.region.train_input(noised.x_t, filled=filled, mask=mask)
 
-    def _diffusion_loss(self, noised: Noised, output: Tensor, mask: Tensor | None) -> Tensor:
+    def diffusion_loss(self, noised: Noised, output: Tensor, mask: Tensor | None) -> Tensor:
         difference = output - self.parameterization.target(self.process, noised)
         loss = difference.abs() if self.norm == "l1" else difference.square()
         loss = loss * expand(self.parameterization.weight(self.process, noised.t), loss)
@@ -269,13 +273,7 @@ class DiffusionModule(SuperResolver):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The configured optimizer over what is trainable; its scheduler counts steps."""
-        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
-        if self.lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        return configure(self, self.optimizer, self.lr_scheduler)
 
     # Sampling.
 
@@ -289,34 +287,42 @@ class DiffusionModule(SuperResolver):
         return self.sampler.name
 
     def denoiser(self, batch: Batch, anchor: Tensor) -> Denoise:
-        """The estimate of the clean state as a function of (x_t, t), guided; conditions are computed once, here."""
-        denoise = self._denoise(self.condition(batch), anchor)
+        """The guided estimate of the clean state as a function of (x_t, t); conditions are computed once, here."""
+        denoise = self._estimate(self.condition(batch), anchor)
         null = self.null_condition(batch) if self.guidance else None
-        unconditional = None if null is None else self._denoise(null, anchor)
+        unconditional = None if null is None else self._estimate(null, anchor)
         for guidance in self.guidance:
             denoise = guidance.wrap(
-                denoise, process=self.process, anchor=anchor, network=self.network, unconditional=unconditional
+                denoise,
+                process=self.process,
+                anchor=anchor,
+                network=self.network,
+                unconditional=unconditional,
+                bound=self.space.bound,
             )
-        return denoise
+        # Bounded last: extrapolating unbounded estimates of x0 is the same as extrapolating the noise.
+        return lambda x_t, t, rows=None: self.space.bound(denoise(x_t, t, rows))
 
-    def _denoise(self, condition: Mapping[str, Tensor], anchor: Tensor) -> Denoise:
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            output = self.evaluate(x_t, t, condition)
-            return self.space.bound(self.parameterization.x0(self.process, output, x_t=x_t, anchor=anchor, t=t))
+    def _estimate(self, condition: Mapping[str, Tensor], anchor: Tensor) -> Denoise:
+        def estimate(x_t: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
+            shown = condition if rows is None else {name: value[rows] for name, value in condition.items()}
+            here = anchor if rows is None else anchor[rows]
+            output = self.evaluate(x_t, t, shown)
+            return self.parameterization.x0(self.process, output, x_t=x_t, anchor=here, t=t)
 
-        return denoise
+        return estimate
 
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
         """Samples a state from the anchor and decodes it."""
         anchor = self.space.encode(self.start_image(batch), batch["up"])
         with self.process.drawing_from(self.generators(batch["key"], "sampler")):
             state = (sampler or self.sampler)(
-                self.denoiser(batch, anchor), self.process, anchor, self._region_fill(batch, anchor)
+                self.denoiser(batch, anchor), self.process, anchor, self.region_fill(batch, anchor)
             )
         return self.space.decode(state, batch["up"])
 
-    def _region_fill(self, batch: Batch, anchor: Tensor) -> AfterStep | None:
-        """After each step, pixels that do not diffuse yet hold the anchor at the new noise level (YODA, Algorithm 2)."""
+    def region_fill(self, batch: Batch, anchor: Tensor) -> AfterStep | None:
+        """After each step, pixels that do not diffuse yet hold the anchor at the new noise level (YODA)."""
         region = self.region
         if region is None:
             return None
@@ -339,7 +345,7 @@ class DiffusionModule(SuperResolver):
         """The batch's map, where the data carries one, else the region's, on the state's grid."""
         assert self.region is not None
         attention = batch["attention"] if "attention" in batch else self.region.attend(batch["lr"])
-        return resize_attention(attention.float(), (state.shape[-2], state.shape[-1]))
+        return resize_attention(attention.double(), (state.shape[-2], state.shape[-1]))
 
     @torch.no_grad()
     def preview(self, batch: Batch) -> dict[str, Tensor]:
@@ -349,7 +355,17 @@ class DiffusionModule(SuperResolver):
         attention = self._attention(batch, batch["up"])
         time = attention.new_ones(attention.shape[0])
         masks = {f"mask t={t}": self.region.mask(attention, t * time) for t in PREVIEW_TIMES}
-        return {"attention": attention, **masks}
+        return {"attention": attention.float(), **masks}
+
+
+def configure(
+    module: nn.Module, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
+) -> OptimizerLRScheduler:
+    """An optimizer over the module's trainable parameters, and a scheduler that counts steps."""
+    built = optimizer(parameter for parameter in module.parameters() if parameter.requires_grad)
+    if lr_scheduler is None:
+        return built
+    return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}
 
 
 def pad_to_stride(batch: Batch, stride: int) -> Batch:

@@ -1,0 +1,211 @@
+"""Checkpoints in and out: our own, and those that papers published."""
+
+import argparse
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from lightning_modules.base import SuperResolver
+
+
+class CheckpointError(Exception):
+    """A file that cannot be used as what it was given for; the message names the file and the way out."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a `.ckpt`, `.pth` or `.safetensors` file without executing anything stored in it.
+
+    Raises:
+        CheckpointError: the file is absent, damaged, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path) or "Unsupported" in str(error) or "WeightsUnpickler" in str(error):
+            raise CheckpointError(
+                f"{path}: holds Python objects beside tensors and plain values, and is not loaded because unpickling "
+                f"them could execute code. Export its state dict as .safetensors where you trust it. ({_first(error)})"
+            ) from error
+        raise CheckpointError(f"{path}: is not a checkpoint ({_first(error)})") from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: is damaged or no checkpoint ({_first(error)})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: is damaged or no safetensors file ({_first(error)})") from error
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def model_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """`{"class_path": ..., "init_args": ...}` of the method that a checkpoint of ours holds.
+
+    Raises:
+        CheckpointError: the file is no checkpoint of this project.
+    """
+    hparams = dict(checkpoint.get("hyper_parameters", {}))
+    class_path = hparams.pop("_class_path", None)
+    if class_path is None or "state_dict" not in checkpoint:
+        raise CheckpointError(
+            f"{path}: was not written by a training run of this project; weights that a paper published are converted "
+            "first: python -m lightning_modules.checkpoint --help"
+        )
+    return {"class_path": class_path, "init_args": _without_private(hparams)}
+
+
+def data_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the data module that a checkpoint was trained with; empty where it stores none."""
+    return _without_private(checkpoint.get("datamodule_hyper_parameters", {}))
+
+
+def _without_private(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if not key.startswith("_")}
+
+
+def build(config: Mapping[str, Any], source: str | Path) -> SuperResolver:
+    """The method that `{"class_path": ..., "init_args": ...}` describes, with fresh weights.
+
+    Raises:
+        CheckpointError: the description does not fit the installed classes.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SuperResolver, "model")
+    try:
+        parsed = parser.parse_object({"model": dict(config)})
+        model: SuperResolver = parser.instantiate_classes(parsed).model
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: describes a model that cannot be built here: {_first(error)}") from error
+    return model
+
+
+def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperResolver:
+    """The trained method of a checkpoint, in eval mode, ready for `super_resolve`.
+
+    The one way to load a method without the command line: `load_from_checkpoint`, called on a base class, builds the
+    base class.
+
+    Raises:
+        CheckpointError: the file is absent, damaged, unsafe, of another project, or its weights do not fit.
+    """
+    checkpoint = read_checkpoint(path)
+    model = build(model_config(checkpoint, path), path)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return model.eval().to(device)
+
+
+def published_state(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a published file, out of the nestings that are in use (`state_dict`, `model`, `params_ema`).
+
+    Raises:
+        CheckpointError: there is no dictionary of tensors in the file.
+    """
+    content: Any = read_checkpoint(path)
+    for key in ("state_dict", "model", "params_ema", "params"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: holds no state dict; found the entries {', '.join(map(str, list(content)[:8]))}")
+    return dict(content)
+
+
+def import_published(model: SuperResolver, path: str | Path) -> None:
+    """Loads published weights into `model`; every tensor is used once and none is left at its initial value.
+
+    Raises:
+        CheckpointError: the file does not fit the model's configuration; the first differing keys are named.
+    """
+    state = published_state(path)
+    try:
+        model.load_state_dict(model.adapt_published(state))
+    except (ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def load_network(network: nn.Module, path: str | Path) -> None:
+    """Loads a pretrained part: the `network` of one of our checkpoints, or the bare state dict of a published one.
+
+    Raises:
+        CheckpointError: the file is unusable or its tensors do not fit.
+    """
+    content = read_checkpoint(path)
+    ours = "_class_path" in content.get("hyper_parameters", {})
+    state = rename_prefixes(content["state_dict"], {"network.": ""}) if ours else published_state(path)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise CheckpointError(f"{path}: does not fit {type(network).__name__} as configured: {details}") from error
+
+
+def rename_prefixes(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """`state` with the first matching prefix of each key replaced; keys that match none keep their name."""
+    renamed = {}
+    for key, value in state.items():
+        old = next((prefix for prefix in prefixes if key.startswith(prefix)), "")
+        renamed[prefixes.get(old, "") + key.removeprefix(old)] = value
+    return renamed
+
+
+def main() -> None:
+    """`python -m lightning_modules.checkpoint FILE --config configs/x.yaml --out x.ckpt`: converts a published file."""
+    from lightning_modules.cli import configured_model  # the command line needs this module, too
+
+    parser = argparse.ArgumentParser(description="Converts weights that a paper published into a checkpoint.")
+    parser.add_argument("file", help="the published .pth, .ckpt or .safetensors file")
+    parser.add_argument("--config", required=True, help="the experiment whose model the weights belong to")
+    parser.add_argument("--out", required=True, help="where to write the checkpoint")
+    arguments = parser.parse_args()
+    try:
+        model, config = configured_model(arguments.config)
+        import_published(model, arguments.file)
+    except CheckpointError as error:
+        parser.exit(1, f"error: {error}\n")
+    write_checkpoint(model, config, arguments.out)
+    print(f"{arguments.out}: {sum(value.numel() for value in model.state_dict().values()):,} numbers")
+
+
+def write_checkpoint(model: SuperResolver, config: Mapping[str, Any], path: str | Path) -> None:
+    """A checkpoint of weights alone, from which `load_method` and `lightning predict` rebuild the model.
+
+    Args:
+        model: The method.
+        config: `{"model": {"class_path", "init_args"}, "data": ...}` as `cli.configured_model` gives it.
+        path: Where to write.
+    """
+    frozen, data = model.frozen_keys(), config.get("data") or {}
+    content = {
+        "state_dict": {key: value for key, value in model.state_dict().items() if key not in frozen},
+        "hyper_parameters": {"_class_path": config["model"]["class_path"], **config["model"].get("init_args", {})},
+        "datamodule_hyper_parameters": {"_class_path": data.get("class_path"), **data.get("init_args", {})},
+    }
+    torch.save(content, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The RRDB network as a method of its own: an L1 super-resolver, and the pretraining of SRDiff's encoder."""
+
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from torch import Tensor
+from torch.nn.functional import l1_loss
+
+from datamodules.batch import Batch
+from lightning_modules.base import SuperResolver, configure
+from lightning_modules.diffusion.samplers import Sampler
+from lightning_modules.networks.rrdb import RRDBNet
+
+
+class RRDBRegressor(SuperResolver):
+    """Regresses the target from the low-resolution image (section 3.3 of SRDiff, arXiv:2104.14951).
+
+    Args:
+        network: The RRDB network.
+        optimizer: From trainable parameters to an optimizer.
+        lr_scheduler: From an optimizer to a scheduler, stepped each training step.
+    """
+
+    def __init__(
+        self,
+        network: RRDBNet,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+
+    def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """The L1 distance between the network's image and the target, both in [-1, 1]."""
+        loss = l1_loss(self.network(batch["lr"]).float(), batch["hr"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["key"]))
+        return loss
+
+    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
+        """The network's image; there is nothing to sample."""
+        image: Tensor = self.network(batch["lr"])
+        return image
+
+    def protocol(self) -> str:
+        """One evaluation."""
+        return "regression"
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The configured optimizer; its scheduler counts steps."""
+        return configure(self, self.optimizer, self.lr_scheduler)
+
+    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A published encoder's keys, below `network`."""
+        return {f"network.{key}": value for key, value in state.items()}

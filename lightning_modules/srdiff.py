@@ -1,0 +1,73 @@
+"""SRDiff: diffusion of the residual, conditioned on the features of a super-resolver (arXiv:2104.14951)."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor
+from torch.nn.functional import l1_loss
+
+from datamodules.batch import Batch
+from lightning_modules.base import DiffusionModule
+from lightning_modules.checkpoint import load_network, rename_prefixes
+from lightning_modules.diffusion.parameterization import Noised
+from lightning_modules.diffusion.vp import VP
+from lightning_modules.networks.rrdb import RRDBNet
+from lightning_modules.networks.unet_srdiff import SRDiffUNet
+
+
+class SRDiff(DiffusionModule):
+    """Shows the U-Net the features of an RRDB network that was trained as an L1 super-resolver.
+
+    Where we depart from the public code: an unfrozen encoder really is trained (there, freezing and training are
+    swapped), and the projection of the features, which does not depend on the step, is computed once per image.
+
+    Args:
+        encoder: The RRDB network.
+        encoder_weights: Checkpoint of an `RRDBRegressor`, or a published RRDB file, read when training starts from
+            scratch. None trains on an encoder with its initial weights, which is refused for a frozen one.
+        freeze_encoder: Keep the encoder as pretrained (the published recipe); otherwise it is trained along, with the
+            L1 distance of its own image added to the loss.
+        **diffusion: See `DiffusionModule`.
+    """
+
+    keeps_frozen = ("encoder",)
+    network: SRDiffUNet
+
+    def __init__(
+        self, encoder: RRDBNet, encoder_weights: str | None = None, freeze_encoder: bool = True, **diffusion: Any
+    ) -> None:
+        super().__init__(**diffusion)
+        self.encoder = cast(RRDBNet, encoder.to(memory_format=self.memory_format))  # type: ignore[call-overload]
+        self.encoder_weights, self.freeze_encoder = encoder_weights, freeze_encoder
+        self.encoder.requires_grad_(not freeze_encoder)
+
+    def setup(self, stage: str) -> None:
+        """Reads the pretrained encoder, unless a checkpoint is about to bring it.
+
+        Raises:
+            ValueError: the encoder is frozen and has no pretrained weights.
+        """
+        if stage != "fit" or self.trainer.ckpt_path is not None:
+            return
+        if self.encoder_weights is not None:
+            load_network(self.encoder, self.encoder_weights)
+        elif self.freeze_encoder:
+            raise ValueError(
+                "SRDiff's frozen encoder has no pretrained weights: train one with configs/rrdb.yaml and give its "
+                "checkpoint as --model.init_args.encoder_weights, or train both with --model.init_args.freeze_encoder "
+                "false"
+            )
+
+    def condition(self, batch: Batch) -> dict[str, Tensor]:
+        """`{features: [B,d,H,W]}`, projected once; with the network's `up_input`, `{up: [B,3,H,W]}` beside it."""
+        condition = {"features": self.network.project(self.encoder.features(batch["lr"]))}
+        return {**condition, "up": batch["up"]} if self.network.up_proj is not None else condition
+
+    def extra_losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
+        """The encoder's own L1 loss while it is trained."""
+        return {} if self.freeze_encoder else {"encoder_l1": l1_loss(self.encoder(batch["lr"]), batch["hr"])}
+
+    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`denoise_fn.*` to `network.*`, `rrdb.*` to `encoder.*`; the schedule's buffers must be the configured ones."""
+        rest = cast(VP, self.process).schedule.without_table(state)
+        return rename_prefixes(rest, {"denoise_fn.": "network.", "rrdb.": "encoder."})

@@ -1,0 +1,53 @@
+"""YODA: masks, and trajectories of its hosts under a region."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_modules.diffusion.region import Yoda
+from lightning_modules.networks.attention_maps import Constant
+from tests.parity.harness import Comparison, Fixture
+from tests.parity.srdiff_trajectory import batch_of, inject, srdiff_of
+
+
+def check_masks(fixture: Fixture) -> Iterator[Comparison]:
+    """The mask at every t, what it sums to, and the share of pixels that it keeps."""
+    steps, region = fixture.config["T"], Yoda(Constant(1.0), lower_bound=fixture.config["l"])
+    attention = fixture.inputs["A"][None, None]
+    times = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    masks = region.mask(attention.expand(steps, -1, -1, -1), times)[:, 0]
+    yield Comparison("masks", masks, fixture.outputs["masks"])
+    yield Comparison("t_star", masks.sum(0), fixture.outputs["t_star"])
+    active = masks.double().mean(dim=(1, 2))
+    yield Comparison("active_fraction", active, fixture.outputs["active_fraction"], atol=1e-12)
+
+
+def draws(fixture: Fixture) -> list[Tensor]:
+    """x_T, then the two draws of each step in the order in which sampling takes them."""
+    pairs = zip(fixture.inputs["z_sr"], fixture.inputs["z_lr"], strict=True)
+    return [fixture.inputs["x_T"], *(draw for pair in pairs for draw in pair)]
+
+
+def check_srdiff(fixture: Fixture) -> Iterator[Comparison]:
+    """SRDiff under YODA: the state after every blend, and the image."""
+    model = srdiff_of(fixture, Yoda(Constant(1.0), lower_bound=fixture.config["l"]))
+    batch = batch_of(fixture)
+    batch["attention"] = fixture.inputs["A"]
+    states = []
+    anchor = model.space.encode(batch["up"], batch["up"])
+    fill = model.region_fill(batch, anchor)
+    assert fill is not None
+
+    def after_step(x_s: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
+        states.append(fill(x_s, t=t, s=s))
+        return states[-1]
+
+    inject(model, draws(fixture))
+    model.sampler(model.denoiser(batch, anchor), model.process, anchor, after_step)
+    yield Comparison("states", torch.stack(states), fixture.outputs["states"], atol=1e-4)
+    inject(model, draws(fixture))
+    yield Comparison("img_sr", model.enlarge(batch, None), fixture.outputs["img_sr"], atol=1e-4)
+
+
+CHECKS = {"yoda_masks": check_masks, "yoda_srdiff_trajectory": check_srdiff}
