@@ -93,6 +93,22 @@ class Process(nn.Module, ABC):
         finally:
             self._generators = outside
 
+    @contextlib.contextmanager
+    def rewinding(self) -> Iterator[None]:
+        """Inside, noise goes on as usual; afterwards the generators stand where they stood, for a second run.
+
+        Raises:
+            ValueError: not under `drawing_from`.
+        """
+        if self._generators is None:
+            raise ValueError("only noise that is drawn from given generators can be drawn again: use drawing_from")
+        states = [generator.get_state() for generator in self._generators]
+        try:
+            yield
+        finally:
+            for generator, state in zip(self._generators, states, strict=True):
+                generator.set_state(state)
+
     def diffuse(self, *, x0: Tensor, anchor: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """A state at time `t` (the papers' q-sample), `[B,C,H,W]`."""
         return self.mean(x0=x0, anchor=anchor, t=t) + expand(self.std(t), x0) * noise

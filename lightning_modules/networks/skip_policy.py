@@ -1,0 +1,136 @@
+"""SkipDiff's policy: a small convolutional and recurrent network that says, per image, whether a fine step runs."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SkipPolicy(nn.Module):
+    """Actor and critic over the noisy sample, with a GRU state carried from decision to decision.
+
+    The sample is resized to a square (bicubic, no antialiasing, as released), encoded by strided convolutions,
+    flattened and read by a GRU; two linear heads give the logits of [run, skip] and the value. The published network
+    is `SkipPolicy(hidden=None, norm="batch", decisions=None)`: 14,225,691 parameters under the released file's names.
+    Here the defaults extend it: a projection to `hidden` features (0.85 M parameters), group norm, whose output does
+    not depend on the other images of a batch, and an embedding of the decision's index, because a GRU alone is a poor
+    clock.
+
+    Source: the code released with SkipDiff, AAAI 2024 (paper 28195).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        channels: Sequence[int] = (32, 24, 24, 24),
+        kernels: Sequence[int] = (9, 5, 5, 5),
+        resize: int = 128,
+        *,
+        hidden: int | None = 256,
+        norm: Literal["none", "group", "batch"] = "group",
+        decisions: int | None = 10,
+    ) -> None:
+        """Builds the layers.
+
+        Args:
+            in_channels: channels of the sample.
+            channels: output channels of the convolutions, each of stride 2.
+            kernels: their kernel sizes, odd.
+            resize: side in px of the square that the sample is resized to.
+            hidden: GRU width behind a linear projection; None feeds it the flattened features, as published.
+            norm: normalization after each convolution; `batch` is the published one.
+            decisions: how many decisions the index embedding knows; None leaves it out, as published.
+
+        Raises:
+            ValueError: `channels` and `kernels` differ in length, or a kernel is even.
+        """
+        super().__init__()
+        if len(channels) != len(kernels) or any(kernel % 2 == 0 for kernel in kernels):
+            raise ValueError(f"channels {channels} and kernels {kernels} must pair up, and kernels be odd")
+        self.resize = resize
+        self.decisions = decisions
+        widths = [in_channels, *channels]
+        layers: list[nn.Module] = []
+        for i, kernel in enumerate(kernels):
+            conv = nn.Conv2d(widths[i], widths[i + 1], kernel, stride=2, padding=kernel // 2)
+            layers += [conv, _norm(norm, widths[i + 1]), nn.ReLU()]
+        self.state_encoder = nn.Sequential(*layers)
+        flat = widths[-1] * _halved(resize, len(kernels)) ** 2
+        self.width = flat if hidden is None else hidden
+        self.projection = nn.Identity() if hidden is None else nn.Linear(flat, hidden)
+        self.clock = None if decisions is None else nn.Embedding(decisions, self.width)
+        self.gru = nn.GRU(self.width, self.width)
+        self.actor = nn.Sequential(nn.Linear(self.width, 2))
+        self.critic = nn.Sequential(nn.Linear(self.width, 1))
+
+    def observe(self, x: Tensor) -> Tensor:
+        """Resizes samples `[B,C,H,W]` to what the encoder reads, `[B,C,resize,resize]`; the identity at that size."""
+        if x.shape[-2:] == (self.resize, self.resize):
+            return x
+        return F.interpolate(x, size=(self.resize, self.resize), mode="bicubic", align_corners=False)
+
+    def initial_state(self, batch_size: int, device: torch.device) -> Tensor:
+        """The GRU state before the first decision: zeros `[B,width]`."""
+        return torch.zeros(batch_size, self.width, device=device)
+
+    def step(self, observation: Tensor, state: Tensor, decision: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One decision.
+
+        Args:
+            observation: `[B,C,resize,resize]`, from `observe`.
+            state: GRU state `[B,width]`.
+            decision: its index, from 0.
+
+        Returns:
+            logits `[B,2]` of [run, skip], value `[B]`, next GRU state `[B,width]`.
+        """
+        features = self._encode(observation[None], first=decision)
+        output, state = self.gru(features, state[None])
+        logits, value = self._heads(output)
+        return logits[0], value[0], state[0]
+
+    def sequence(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Replays whole episodes from a zero state, so that gradients flow through all decisions.
+
+        Args:
+            observations: `[K,B,C,resize,resize]`, the K decisions in order.
+
+        Returns:
+            logits `[K,B,2]` of [run, skip], values `[K,B]`.
+        """
+        output, _ = self.gru(self._encode(observations, first=0))
+        return self._heads(output)
+
+    def _encode(self, observations: Tensor, first: int) -> Tensor:
+        """Features `[K,B,width]` of observations `[K,B,...]` whose first decision has the index `first`."""
+        decisions, batch_size = observations.shape[:2]
+        if self.decisions is not None and first + decisions > self.decisions:
+            raise ValueError(
+                f"the policy knows {self.decisions} decisions and is asked for number {first + decisions}: "
+                "build it with `decisions` of at least the sampler's number of fine steps"
+            )
+        features: Tensor = self.projection(self.state_encoder(observations.flatten(0, 1)).flatten(1))
+        features = features.view(decisions, batch_size, self.width)
+        if self.clock is None:
+            return features
+        index = torch.arange(first, first + decisions, device=features.device)
+        timed: Tensor = features + self.clock(index)[:, None]
+        return timed
+
+    def _heads(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        return self.actor(output), self.critic(output)[..., 0]
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    """An identity stands in for no norm: the layer numbers are the checkpoint format."""
+    layers = {"none": nn.Identity(), "group": nn.GroupNorm(1, channels), "batch": nn.BatchNorm2d(channels)}
+    return layers[kind]
+
+
+def _halved(side: int, times: int) -> int:
+    """What `times` convolutions of stride 2 and half-kernel padding leave of `side`."""
+    for _ in range(times):
+        side = (side + 1) // 2
+    return side
