@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.diffusion.process import Process, expand
+from lightning_modules.diffusion.relay import LogNormal
 
 
 @dataclass(frozen=True)
@@ -102,17 +103,38 @@ def scale_input(process: Process, x_t: Tensor, t: Tensor, scale: InputScale) -> 
     return x_t / expand(divisor, x_t)
 
 
+def bound_weight(process: Process, t: Tensor) -> Tensor:
+    """Weight of the squared error of x0 in the variational bound, `[B]` (Eq. 8 of ResShift, arXiv:2307.12348).
+
+    The squared share of x0 in the mean of the posterior one table entry down, over twice its variance. The posterior of
+    the clean state itself has none; as in ResShift's code that of the second entry takes its place.
+
+    Raises:
+        TypeError: the process has no table of steps.
+    """
+    if process.steps is None:
+        raise TypeError(f"weighting: bound needs a process with a table of steps; {type(process).__name__} has none")
+    entry = 1 / process.steps
+    s = (t - entry).clamp(min=0)
+    share = process.alpha(s) - process.kept_std(t, s) / process.std(t) * process.alpha(t)
+    return share**2 / (2 * process.fresh_std(t.clamp(min=2 * entry), s.clamp(min=entry)) ** 2)
+
+
 class Clean(Parameterization):
     """The network writes the clean state (ResShift, Eq. 8 of arXiv:2307.12348).
 
     Args:
         label: How the network is told the time, see `noise_label`.
         input_scale: What the state is divided by for the network, see `scale_input`.
+        weighting: `bound` weighs squared errors as the variational bound does, see `bound_weight`.
     """
 
-    def __init__(self, label: Label, input_scale: InputScale = "none") -> None:
+    def __init__(
+        self, label: Label, input_scale: InputScale = "none", weighting: Literal["uniform", "bound"] = "uniform"
+    ) -> None:
         self.label: Label = label
         self.input_scale: InputScale = input_scale
+        self.weighting = weighting
 
     def read(self, process: Process, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The scaled state."""
@@ -125,6 +147,10 @@ class Clean(Parameterization):
     def x0(self, process: Process, output: Tensor, *, x_t: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
         """The output itself."""
         return output
+
+    def weight(self, process: Process, t: Tensor) -> Tensor:
+        """1, or the bound's."""
+        return torch.ones_like(t) if self.weighting == "uniform" else bound_weight(process, t)
 
 
 class AnchorResidual(Clean):
@@ -177,3 +203,54 @@ class ShiftedEpsilon(Epsilon):
     def _levels(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
         std = process.std(t)
         return std, (1 - std**2).sqrt()
+
+
+class Preconditioned(Parameterization):
+    """EDM's preconditioning: the network writes what a weighted skip connection leaves open (Table 1, arXiv:2206.00364).
+
+    `x0 = c_skip x_t + c_out * output`. EDM weights the error of `x0` by `1 / c_out^2`; in the network's own output that
+    is a weight of 1, which is where the loss is taken here.
+
+    Args:
+        sigma_data: Standard deviation of clean states.
+        label_scale: Multiplies EDM's noise label `ln(sigma) / 4`; 250 suits networks that expect step indices.
+        max_weight: No error of `x0` is weighted by more, as in RDM's code; only levels below 0.0032 would be.
+    """
+
+    def __init__(self, sigma_data: float = 0.5, label_scale: float = 1.0, max_weight: float = 1e5) -> None:
+        self.sigma_data, self.label_scale, self.max_weight = sigma_data, label_scale, max_weight
+
+    def scales(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`c_skip`, `c_out` and `c_in`, each float64 `[B]`.
+
+        Raises:
+            TypeError: the process does not keep the clean state's scale at every noise level.
+        """
+        if not isinstance(process, LogNormal):
+            raise TypeError(
+                f"Preconditioned needs a process that adds noise without shrinking the image, EDM or Relay, and not "
+                f"{type(process).__name__}"
+            )
+        sigma = process.std(t)
+        variance = sigma**2 + self.sigma_data**2
+        return self.sigma_data**2 / variance, sigma * self.sigma_data / variance.sqrt(), 1 / variance.sqrt()
+
+    def read(self, process: Process, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The state at unit variance, and `label_scale ln(sigma) / 4`."""
+        _, _, scale = self.scales(process, t)
+        return expand(scale, x_t) * x_t, (self.label_scale * process.std(t).log() / 4).float()
+
+    def target(self, process: Process, noised: Noised) -> Tensor:
+        """`(x0 - c_skip x_t) / c_out`, of about unit variance."""
+        skip, out, _ = self.scales(process, noised.t)
+        return (noised.x0 - expand(skip, noised.x_t) * noised.x_t) / expand(out, noised.x_t)
+
+    def x0(self, process: Process, output: Tensor, *, x_t: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
+        """`c_skip x_t + c_out * output`."""
+        skip, out, _ = self.scales(process, t)
+        return expand(skip, x_t) * x_t + expand(out, x_t) * output
+
+    def weight(self, process: Process, t: Tensor) -> Tensor:
+        """1, and less where the error of `x0` would weigh more than `max_weight`."""
+        _, out, _ = self.scales(process, t)
+        return (self.max_weight * out**2).clamp(max=1)

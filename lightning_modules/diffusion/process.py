@@ -40,6 +40,13 @@ class Process(nn.Module, ABC):
     def fresh_std(self, t: Tensor, s: Tensor) -> Tensor:
         """Standard deviation of the new noise in a step from `t` to `s` at `eta = 1`, `[B]`; at most `std(s)`."""
 
+    def kept_std(self, t: Tensor, s: Tensor) -> Tensor:
+        """Standard deviation of the old noise that is left at `s` by that step, `[B]`: `fresh_std^2 + it^2 = std(s)^2`.
+
+        A process whose steps keep next to nothing states it in closed form, for the difference of squares cancels.
+        """
+        return (self.std(s) ** 2 - self.fresh_std(t, s) ** 2).clamp(min=0).sqrt()
+
     @abstractmethod
     def grid(self, steps: int) -> Tensor:
         """Times of a run of `steps` steps: float64 `[steps + 1]`, falling to 0.
@@ -125,9 +132,9 @@ class Process(nn.Module, ABC):
         arXiv:2006.11239), `eta = 0` is deterministic (Eq. 12 of DDIM, arXiv:2010.02502), both between any two times.
         Samples with `s == t` are returned untouched.
         """
-        std_t, std_s = self.std(t), self.std(s)
-        tau = eta * self.fresh_std(t, s)
-        kept = (std_s**2 - tau**2).clamp(min=0).sqrt() / torch.where(std_t > 0, std_t, 1.0)
+        std_t = self.std(t)
+        kept = (self.kept_std(t, s) ** 2 + (1 - eta**2) * self.fresh_std(t, s) ** 2).clamp(min=0).sqrt()
+        kept = kept / torch.where(std_t > 0, std_t, 1.0)
         remaining = x_t - self.mean(x0=x0, anchor=anchor, t=t)
         x_s = self.mean(x0=x0, anchor=anchor, t=s) + expand(kept, x_t) * remaining
         if eta > 0:

@@ -59,6 +59,11 @@ class ResShift(Tabulated):
         shift_t, shift_s = self.shift(t), self.shift(s)
         return self.kappa * (shift_s / torch.where(shift_t > 0, shift_t, 1.0) * (shift_t - shift_s)).clamp(min=0).sqrt()
 
+    def kept_std(self, t: Tensor, s: Tensor) -> Tensor:
+        """See `Process.kept_std`."""
+        shift_t = self.shift(t)
+        return self.kappa * self.shift(s) / torch.where(shift_t > 0, shift_t, 1.0).sqrt()
+
     def start(self, *, anchor: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The degraded image with the noise of `t`: the shift is taken as complete, as the paper samples."""
         return anchor + expand(self.std(t), anchor) * noise

@@ -58,6 +58,11 @@ class VP(Tabulated):
         std_t = self.std(t)
         return self.std(s) * self._transition_std(t, s) / torch.where(std_t > 0, std_t, 1.0)
 
+    def kept_std(self, t: Tensor, s: Tensor) -> Tensor:
+        """See `Process.kept_std`."""
+        std_t = self.std(t)
+        return self.gain(t, s) * self.std(s) ** 2 / torch.where(std_t > 0, std_t, 1.0)
+
     def added_std(self, t: Tensor, s: Tensor) -> Tensor:
         """The posterior's, or that of the transition itself; none in a step to the clean image."""
         if self.posterior_variance == "small":
@@ -93,12 +98,19 @@ class DomainShift(VP):
         shift_steps: Entries that the slide takes; the paper's t1, half of T.
         train_steps: Training draws entries 1 to this one. All T as published (for which a pretrained network needs no
             new range); sampling visits none beyond `shift_steps`.
+        ramp: Ends of the stretch of the half cosine wave that the slide follows.
 
     Raises:
         ValueError: the slide does not fit the table.
     """
 
-    def __init__(self, schedule: Schedule, shift_steps: int, train_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        shift_steps: int,
+        train_steps: int | None = None,
+        ramp: tuple[float, float] = (0.001, 0.999),
+    ) -> None:
         super().__init__(schedule)
         self.shift_steps, self.train_steps = shift_steps, train_steps or schedule.steps
         if not 2 <= shift_steps <= self.steps or not 1 <= self.train_steps <= self.steps:
@@ -106,11 +118,11 @@ class DomainShift(VP):
                 f"shift_steps {shift_steps} and train_steps {self.train_steps} must lie within the schedule's "
                 f"{self.steps} steps, and a shift takes at least 2"
             )
-        ramp = torch.linspace(0.001, 0.999, shift_steps, dtype=torch.float64) * math.pi / 2
+        angle = torch.linspace(*ramp, shift_steps, dtype=torch.float64) * math.pi / 2
         self.tables["shift"] = torch.ones(self.steps + 1, dtype=torch.float64)
-        self.tables["shift"][: shift_steps + 1] = torch.cat([torch.zeros(1), ramp.sin() ** 2])
+        self.tables["shift"][: shift_steps + 1] = torch.cat([torch.zeros(1), angle.sin() ** 2])
         self.tables["unshifted"] = torch.zeros(self.steps + 1, dtype=torch.float64)  # 1 - shift without cancellation
-        self.tables["unshifted"][: shift_steps + 1] = torch.cat([torch.ones(1), ramp.cos() ** 2])
+        self.tables["unshifted"][: shift_steps + 1] = torch.cat([torch.ones(1), angle.cos() ** 2])
 
     def alpha(self, t: Tensor) -> Tensor:
         """Coefficient of the clean image, `sqrt(ab_t) (1 - shift_t)`."""
