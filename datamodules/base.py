@@ -1,0 +1,171 @@
+"""The data module every data set extends: streams of uint8 images in, batches degraded on the device out."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from datamodules.batch import Batch
+from datamodules.crops import CenterCrop, RandomCrop
+from datamodules.degradations.bicubic import Bicubic
+from datamodules.degradations.degradation import Degradation
+from datamodules.degradations.enlarge import Enlargement, enlarge
+from datamodules.sources import Source
+from datamodules.streams import EvalStream, Loader, Place, RawBatch, TrainStream
+
+
+class SRDataModule(LightningDataModule, ABC):
+    """Super-resolution data: a subclass says where the samples of each split are, and nothing else.
+
+    Training is an endless stream counted in steps (bound it with `max_steps`, and an epoch, if wanted, with
+    `limit_train_batches`); validation and test see every image once. What a batch holds is a function of `seed` and of
+    the number of batches so far, so a resumed run continues exactly.
+
+    Args:
+        scale: HR size over LR size.
+        crop: side of the HR patch in training, a multiple of `scale`.
+        batch_size: training patches per process.
+        num_workers: loading processes per process; the order of the data does not depend on it.
+        degradation: makes LR from HR on the device; MATLAB's bicubic by default.
+        paired: use the LR images that the set holds instead of a degradation.
+        up_kernel: how `up` is made from `lr`; part of every result.
+        flip: mirror training patches at random.
+        rotate: turn training patches by 90 degrees at random.
+        val_crop: side of the centre patch in validation and test; None takes whole images.
+        val_batch_size: images per validation batch; whole images of different sizes need 1.
+        shuffle: window of the shuffle, in samples.
+        seed: of order, patches and degradations.
+        max_bad: share of the training samples that may be damaged before the run stops.
+
+    Raises:
+        ValueError: `crop` or `val_crop` is no multiple of `scale`, or the degradation has another scale.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: int = 4,
+        crop: int = 160,
+        batch_size: int = 16,
+        num_workers: int = 2,
+        degradation: Degradation | None = None,
+        paired: bool = False,
+        up_kernel: Enlargement = "matlab",
+        flip: bool = True,
+        rotate: bool = False,
+        val_crop: int | None = None,
+        val_batch_size: int = 1,
+        shuffle: int = 10_000,
+        seed: int = 0,
+        max_bad: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if isinstance(self.hparams.get("degradation"), Degradation):
+            del self.hparams["degradation"]  # built in code, not from a config: a checkpoint holds plain values only
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer validation images than ranks
+        self.scale, self.up_kernel, self.paired = scale, up_kernel, paired
+        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+        self.shuffle, self.seed, self.max_bad = shuffle, seed, max_bad
+        self.degradation = degradation or Bicubic(scale)
+        self.train_crop = RandomCrop(crop, scale, seed, flip, rotate)
+        self.val_crop = CenterCrop(val_crop, scale)
+        self._batches_before = 0
+        self._check()
+
+    def _check(self) -> None:
+        for name, size in (("crop", self.train_crop.size), ("val_crop", self.val_crop.size or self.scale)):
+            if size <= 0 or size % self.scale:
+                raise ValueError(f"{name}: {size} is no multiple of scale {self.scale}")
+        if self.degradation.scale != self.scale:
+            raise ValueError(f"degradation: its scale is {self.degradation.scale}, but the data's is {self.scale}")
+
+    @abstractmethod
+    def source(self, split: str) -> Source:
+        """Where the samples of "train", "val" or "test" are.
+
+        Raises:
+            FileNotFoundError: the data are not there; the message says how to get them.
+        """
+
+    def train_dataloader(self) -> Loader:
+        """The endless training stream of this rank."""
+        stream = TrainStream(
+            self.source("train"),
+            self.train_crop,
+            batch_size=self.batch_size,
+            place=self.place,
+            seed=self.seed,
+            window=self.shuffle,
+            max_bad=self.max_bad,
+            paired=self.paired,
+        )
+        return Loader(stream, self.num_workers, first=self.batches_done)
+
+    def val_dataloader(self) -> Loader:
+        """Every validation image once."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> Loader:
+        """Every test image once."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> Loader:
+        stream = EvalStream(self.source(split), self.val_crop, self.val_batch_size, self.place, self.paired)
+        return Loader(stream, self.num_workers)
+
+    @property
+    def place(self) -> Place:
+        """This process among those of the trainer."""
+        return Place(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Place()
+
+    def batches_done(self) -> int:
+        """Training batches consumed so far, in this run and in the one it resumes.
+
+        The trainer's own count is right once its loops are restored, but a loader can be started before that (reading
+        `estimated_stepping_batches` in `configure_optimizers` does it); this module's state is restored earlier.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return self._batches_before
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
+        return max(self._batches_before, int(progress["total"]["processed"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of training batches consumed."""
+        return {"batches": self.batches_done()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues after the batches of the checkpoint."""
+        self._batches_before = state_dict["batches"]
+
+    def on_after_batch_transfer(self, batch: RawBatch | Batch, dataloader_idx: int) -> Batch:
+        """Degrades on the device: uint8 HR, or HR and LR, become a `Batch`. A batch that is one already stays."""
+        if "draw" not in batch:
+            return batch
+        hr = self.degradation.target(unit(batch["hr"]))
+        lr = unit(batch["lr"]) if "lr" in batch else self._degrade(hr, batch["key"], batch["draw"])
+        return self.assemble(lr, batch["key"], hr)
+
+    def assemble(self, lr: Tensor, key: list[str], hr: Tensor | None = None) -> Batch:
+        """A `Batch` from images in [0,1]."""
+        batch = Batch(lr=signed(lr), up=signed(enlarge(lr, scale=self.scale, kernel=self.up_kernel)), key=key)
+        if hr is not None:
+            batch["hr"] = signed(hr)
+        return batch
+
+    def _degrade(self, hr: Tensor, keys: list[str], draws: list[int]) -> Tensor:
+        self.degradation.check_size(*hr.shape[-2:], key=keys[0])
+        drawn = zip(keys, draws, strict=True)
+        return self.degradation.apply(hr, [self.degradation.recipe(k, epoch=e, seed=self.seed) for k, e in drawn])
+
+
+def unit(image: Tensor) -> Tensor:
+    """0..255 to [0,1] float32."""
+    return image.float() / 255
+
+
+def signed(image: Tensor) -> Tensor:
+    """[0,1] to [-1,1]."""
+    return image * 2 - 1

@@ -1,0 +1,109 @@
+"""Cutting samples: random patches in training, whole or centre-cropped images in validation, HR and LR alike."""
+
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from datamodules.images import Pixels
+from datamodules.sources import BadSample, Sample
+
+
+def aligned(sample: Sample, scale: int) -> Sample:
+    """The sample with HR cut at its right and bottom to a multiple of `scale`.
+
+    Raises:
+        BadSample: smaller than `scale`, or the LR image is not of exactly 1/scale its size.
+    """
+    height, width = (side // scale for side in sample.hr.shape[:2])
+    if not height or not width:
+        raise BadSample(f"{sample.key}: {_size(sample.hr)} is smaller than the scale {scale}")
+    if sample.lr is not None and sample.lr.shape[:2] != (height, width):
+        raise BadSample(
+            f"{sample.key}: HR {_size(sample.hr)} and LR {_size(sample.lr)} disagree: "
+            f"at scale {scale} LR must be {width}x{height}"
+        )
+    return replace(sample, hr=sample.hr[: height * scale, : width * scale])
+
+
+def _size(image: Pixels) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def _window(sample: Sample, size: int, top: int, left: int, scale: int) -> Sample:
+    hr = sample.hr[top : top + size, left : left + size]
+    if sample.lr is None:
+        return replace(sample, hr=hr)
+    small, top, left = size // scale, top // scale, left // scale
+    return replace(sample, hr=hr, lr=sample.lr[top : top + small, left : left + small])
+
+
+def _need(sample: Sample, size: int) -> None:
+    if min(sample.hr.shape[:2]) < size:
+        raise BadSample(f"{sample.key}: {_size(sample.hr)} is below the crop of {size}x{size}")
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Square patches at random places, flipped and turned if wanted; a function of (seed, key, draw).
+
+    Args:
+        size: side of the HR patch, a multiple of `scale`.
+        scale: HR size over LR size; offsets are multiples of it.
+        seed: of the run.
+        flip: mirror left-right, half of the time.
+        rotate: turn by 90 degrees, half of the time (with `flip`, all eight orientations are equally likely).
+    """
+
+    size: int
+    scale: int
+    seed: int
+    flip: bool = True
+    rotate: bool = False
+
+    def __call__(self, sample: Sample, draw: int) -> Sample:
+        """Cuts the patch of pass number `draw`.
+
+        Raises:
+            BadSample: the image is smaller than the patch, or HR and LR disagree.
+        """
+        sample = aligned(sample, self.scale)
+        _need(sample, self.size)
+        rng = np.random.default_rng([self.seed, draw, zlib.crc32(sample.key.encode())])
+        rows, columns = ((side - self.size) // self.scale + 1 for side in sample.hr.shape[:2])
+        top, left = int(rng.integers(rows)) * self.scale, int(rng.integers(columns)) * self.scale
+        patch = _window(sample, self.size, top, left, self.scale)
+        mirrored, turned, upended = rng.random(3) < 0.5
+        hr = self._orient(patch.hr, mirrored, turned, upended)
+        return replace(patch, hr=hr, lr=None if patch.lr is None else self._orient(patch.lr, mirrored, turned, upended))
+
+    def _orient(self, image: Pixels, mirrored: bool, turned: bool, upended: bool) -> Pixels:
+        image = image[:, ::-1] if self.flip and mirrored else image
+        image = image[::-1] if self.rotate and upended else image
+        return image.swapaxes(0, 1) if self.rotate and turned else image
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The middle of an image, or all of it, cut to a multiple of `scale`.
+
+    Args:
+        size: side of the HR patch, a multiple of `scale`; None keeps the whole image.
+        scale: HR size over LR size.
+    """
+
+    size: int | None
+    scale: int
+
+    def __call__(self, sample: Sample, draw: int = 0) -> Sample:
+        """Cuts; `draw` changes nothing.
+
+        Raises:
+            BadSample: the image is smaller than the patch, or HR and LR disagree.
+        """
+        sample = aligned(sample, self.scale)
+        if self.size is None:
+            return sample
+        _need(sample, self.size)
+        top, left = (int(side - self.size) // 2 // self.scale * self.scale for side in sample.hr.shape[:2])
+        return _window(sample, self.size, top, left, self.scale)

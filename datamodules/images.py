@@ -1,0 +1,97 @@
+"""The one place where image files are read: any file a camera or an editor writes becomes uint8 RGB."""
+
+import io
+import logging
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Pixels = NDArray[np.uint8]  # [H,W,3]
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+_log = logging.getLogger(__name__)
+
+
+class ImageError(Exception):
+    """An image that cannot be used; the message says which and why."""
+
+
+def find_images(path: Path) -> list[Path]:
+    """The image files at or below `path`, sorted; hidden files and folders are passed over.
+
+    Raises:
+        FileNotFoundError: `path` does not exist or holds no image.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder of images")
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and _visible(file, path))
+    if not found:
+        raise FileNotFoundError(f"{path}: no image below this folder (looked for {', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _visible(file: Path, root: Path) -> bool:
+    return file.is_file() and not any(part[0] == "." or part == "__MACOSX" for part in file.relative_to(root).parts)
+
+
+def decode(source: bytes | Path, name: str) -> Pixels:
+    """Decodes an image to uint8 RGB, `[H,W,3]`, upright.
+
+    The EXIF orientation is applied; grey, palette, 16-bit, CMYK and YCbCr images become 8-bit RGB; transparency is
+    flattened on white, with a warning; of an animation the first frame is taken.
+
+    Args:
+        source: the encoded bytes, or the path of a file.
+        name: what to call the image in messages.
+
+    Raises:
+        ImageError: empty, truncated, not an image, or of a kind that has no clear 8-bit meaning.
+    """
+    if source == b"":
+        raise ImageError(f"{name}: zero bytes")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            return np.asarray(_rgb(ImageOps.exif_transpose(image), name))
+    except _UNREADABLE as error:
+        raise ImageError(f"{name}: {_reason(error)}") from error
+
+
+def transparent(image: Image.Image) -> bool:
+    """Whether any pixel of `image` is less than opaque."""
+    if not image.has_transparency_data:
+        return False
+    return image.convert("RGBA").getchannel("A").getextrema()[0] != 255
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed white; save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I"):
+        return _from_16_bit(image).convert("RGB")
+    if not transparent(image):
+        return image.convert("RGB")
+    _log.warning("%s: transparent parts are flattened on white", name)
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("32-bit integer pixels have no fixed white; save it with 8 or 16 bits a channel")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that can be read"
+    return str(error).removesuffix(".") or type(error).__name__

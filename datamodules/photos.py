@@ -1,0 +1,71 @@
+"""The colour photographs that ship inside scikit-image: real images on any machine, without a network."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import skimage
+from PIL import Image
+
+from datamodules.base import SRDataModule
+from datamodules.packing import Packing, Piece, pack, tiles
+from datamodules.shards import Shards, cache_folder
+from datamodules.sources import Source
+
+LICENCE = "each photograph's own: see the documentation of skimage.data"
+TRAIN = ("astronaut.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "motorcycle_right.png",
+         "retina.jpg", "rocket.jpg")  # fmt: skip
+VAL = ("chelsea.png", "coffee.png")
+
+
+class Photos(SRDataModule):
+    """Nine photographs, split by photograph: two for validation and test, seven for training.
+
+    They are written once into shards in a cache folder: the training ones as overlapping square tiles (so that a small
+    patch costs a small decode), the others whole.
+
+    Args:
+        root: folder for the shards; by default `photos` in the cache folder (`$DIFFSR_CACHE` or the XDG cache).
+        tile: side of the training tiles; `crop` cannot be larger.
+        options: those of `SRDataModule`.
+
+    Raises:
+        ValueError: `crop` is larger than `tile`.
+    """
+
+    def __init__(self, root: str | None = None, tile: int = 240, **options: Any) -> None:
+        super().__init__(**options)
+        if self.train_crop.size > tile:
+            raise ValueError(f"crop: {self.train_crop.size} is larger than the tiles of {tile}; raise `tile` too")
+        self.tile = tile
+        base = Path(root).expanduser() if root else cache_folder() / "photos"
+        self.folder = base / f"{version('scikit-image')}-{tile}"
+
+    def prepare_data(self) -> None:
+        """Writes the shards unless they are there."""
+        pack(list(_training_pieces(self.tile)), self.folder, Packing("photos", "train", per_shard=32, licence=LICENCE))
+        whole = [Piece(Path(name).stem, _path(name)) for name in VAL]
+        pack(whole, self.folder, Packing("photos", "val", licence=LICENCE))
+
+    def source(self, split: str) -> Source:
+        """Tiles of the training photographs, or whole validation photographs."""
+        name = "train" if split == "train" else "val"
+        shards = sorted(self.folder.glob(f"photos-{name}-*.tar"))
+        if not shards:
+            raise FileNotFoundError(f"{self.folder}: holds no shards yet; prepare_data() writes them")
+        return Shards([str(path) for path in shards], "photos")
+
+
+def _path(name: str) -> Path:
+    return Path(skimage.__file__).parent / "data" / name
+
+
+def _training_pieces(tile: int) -> Iterator[Piece]:
+    """Tiles at half steps; at whole steps in the two large photographs, which would outnumber the others."""
+    for name in TRAIN:
+        with Image.open(_path(name)) as image:
+            size = image.size
+        step = tile if min(size) >= 3 * tile else tile // 2
+        for number, box in enumerate(tiles(*size, tile, step)):
+            yield Piece(f"{Path(name).stem}_{number:03d}", _path(name), box=box)

@@ -1,0 +1,268 @@
+"""WebDataset shards as numbered records: tars of `key.hr.png`, `key.lr.png`, `key.json`, local or behind a URL.
+
+A local shard is read by offset. A remote one is brought into a cache folder once, whole, when its first sample is due,
+and is a local one from then on. Only image members are ever read, and only an image decoder ever sees their bytes.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http.client import HTTPResponse
+from itertools import accumulate
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+from webdataset.gopen import gopen
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+
+from datamodules.images import SUFFIXES
+from datamodules.sources import BadSample, Record, Source
+
+_log = logging.getLogger(__name__)
+_ATTEMPTS = 3
+
+
+def cache_folder() -> Path:
+    """Where bundled data sets and remote shards are kept: `$DIFFSR_CACHE`, else `diffsr` in the XDG cache folder."""
+    if "DIFFSR_CACHE" in os.environ:
+        return Path(os.environ["DIFFSR_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "diffsr"
+
+
+@dataclass
+class Entry:
+    """The image members of one sample in a tar: role ("hr" or "lr") to (offset, size) of the bytes."""
+
+    key: str
+    images: dict[str, tuple[int, int]] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the headers of one tar say; `damage` is why reading them stopped before the end, or empty."""
+
+    entries: list[Entry]
+    damage: str = ""
+
+
+def read_contents(path: Path) -> Contents:
+    """Reads the headers of an uncompressed tar, and no more, and groups its members into samples.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    entries: dict[str, Entry] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isreg():
+                    _add(entries, member)
+    except tarfile.TarError as error:
+        return Contents(list(entries.values()), f"truncated or not an uncompressed tar ({error})")
+    return Contents(list(entries.values()))
+
+
+def _add(entries: dict[str, Entry], member: tarfile.TarInfo) -> None:
+    key, extension = base_plus_ext(member.name)
+    if key is None:
+        return
+    entry = entries.setdefault(key, Entry(key))
+    role, _, suffix = extension.lower().rpartition(".")
+    if f".{suffix}" not in SUFFIXES or role not in ("", "hr", "lr"):
+        entry.others.append(extension)
+    elif (role or "hr") in entry.images:
+        entry.repeated = True
+    else:
+        entry.images[role or "hr"] = (member.offset_data, member.size)
+
+
+class Shards(Source):
+    """The samples of a list of shards.
+
+    Args:
+        urls: local paths, `http(s)://`, or whatever webdataset opens (`pipe:`, `s3://`, ...), with braces:
+            `"data/div2k-train-{000000..000015}.tar"`; or a list of such.
+        name: the set's name, the first part of every key.
+        cache: folder for remote shards; by default `cache_folder() / "shards"`.
+        timeout: seconds without a byte after which a remote read has failed.
+
+    The number of samples in each shard comes from the `dataset.json` beside the first one, where the packer wrote it,
+    else from the headers of the shards.
+
+    Raises:
+        FileNotFoundError: a local shard is not there.
+    """
+
+    def __init__(self, urls: str | Sequence[str], name: str, cache: Path | None = None, timeout: float = 30.0) -> None:
+        patterns = [urls] if isinstance(urls, str) else urls
+        self.urls: list[str] = [url for pattern in patterns for url in expand_urls(pattern)]
+        self.name = name
+        self.cache = cache or cache_folder() / "shards"
+        self.timeout = timeout
+        if not self.urls:
+            raise FileNotFoundError(f"{name}: no shards given")
+        missing = [url for url in self.urls if not _remote(url) and not Path(url).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{missing[0]}: no such shard ({len(missing)} of {len(self.urls)} are missing)")
+        self._contents = lru_cache(maxsize=256)(self._read_contents)
+        self._counts = self._packed_counts() or [len(self.contents(shard).entries) for shard in range(len(self.urls))]
+        self._starts = [0, *accumulate(self._counts)]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key != "_contents"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._contents = lru_cache(maxsize=256)(self._read_contents)
+
+    @property
+    def groups(self) -> list[int]:
+        """Samples per shard."""
+        return self._counts
+
+    def describe(self, index: int) -> str:
+        """The shard and the number within it."""
+        shard, number = self._place(index)
+        return f"{self.urls[shard]} sample {number}"
+
+    def contents(self, shard: int) -> Contents:
+        """The headers of one shard; remembered."""
+        return self._contents(shard)
+
+    def record(self, index: int) -> Record:
+        """Reads the image bytes of one sample.
+
+        Raises:
+            BadSample: the shard is gone, truncated or unreachable, or the sample has no HR image or one twice.
+        """
+        shard, number = self._place(index)
+        try:
+            path, contents = self.local(shard), self.contents(shard)
+            if number >= len(contents.entries):
+                raise BadSample(f"{self.describe(index)} is not there: {contents.damage or 'fewer than counted'}")
+            entry = contents.entries[number]
+            self._check(entry, shard)
+            return self._read(path, entry)
+        except OSError as error:
+            raise BadSample(f"{self.describe(index)}: {error}") from error
+
+    def local(self, shard: int) -> Path:
+        """The path of a shard on this machine, after fetching it if it is remote.
+
+        Raises:
+            OSError: it cannot be fetched.
+        """
+        url = self.urls[shard]
+        return fetch(url, self.cache, self.timeout) if _remote(url) else Path(url)
+
+    def duplicates(self) -> list[str]:
+        """Keys that stand in more than one place; reads the headers of every shard."""
+        seen: set[str] = set()
+        twice: list[str] = []
+        for shard in range(len(self.urls)):
+            keys = [entry.key for entry in self.contents(shard).entries]
+            twice += [key for key in keys if key in seen]
+            seen.update(keys)
+        return twice
+
+    def _place(self, index: int) -> tuple[int, int]:
+        shard = bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
+
+    def _read_contents(self, shard: int) -> Contents:
+        return read_contents(self.local(shard))
+
+    def _check(self, entry: Entry, shard: int) -> None:
+        where = f"{self.urls[shard]} {entry.key}"
+        if entry.repeated:
+            raise BadSample(f"{where}: the same image member stands twice (duplicate key)")
+        if "hr" not in entry.images:
+            held = ", ".join([*entry.images, *entry.others])
+            raise BadSample(f"{where}: no HR image; it should be named {entry.key}.hr.png (found {held})")
+
+    def _read(self, path: Path, entry: Entry) -> Record:
+        images = {}
+        with path.open("rb") as file:
+            for role, (offset, size) in entry.images.items():
+                file.seek(offset)
+                images[role] = file.read(size)
+                if len(images[role]) < size:
+                    raise BadSample(f"{path} {entry.key}: truncated, {len(images[role])} of {size} bytes are there")
+        return Record(f"{self.name}/{entry.key}", images["hr"], images.get("lr"))
+
+    def _packed_counts(self) -> list[int] | None:
+        described = self._description()
+        counts = [described.get(url.rpartition("/")[2]) for url in self.urls]
+        return None if None in counts else [count for count in counts if count is not None]
+
+    def _description(self) -> dict[str, int]:
+        """Samples by shard file name, from the `dataset.json` beside the first shard; empty where there is none."""
+        url = self.urls[0].rpartition("/")[0] + "/dataset.json" if "/" in self.urls[0] else "dataset.json"
+        try:
+            path = fetch(url, self.cache, self.timeout) if _remote(url) else Path(url)
+            text = path.read_text()
+        except OSError:
+            _log.info("%s: not there; counting the samples of %d shards", url, len(self.urls))
+            return {}
+        return {shard["file"]: shard["samples"] for split in json.loads(text)["splits"] for shard in split["shards"]}
+
+
+def _remote(url: str) -> bool:
+    return "://" in url or url.startswith("pipe:")
+
+
+def fetch(url: str, cache: Path, timeout: float) -> Path:
+    """Brings a remote file into `cache`, once for all processes of this machine.
+
+    Raises:
+        OSError: it is not there (HTTP 4xx), or could not be fetched in three attempts.
+    """
+    target = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{url.rpartition('/')[2]}"
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        for attempt in range(_ATTEMPTS):
+            try:
+                return target if target.exists() else _download(url, target, timeout)
+            except OSError as error:
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                    raise
+                _log.warning("%s: attempt %d of %d failed: %s", url, attempt + 1, _ATTEMPTS, error)
+                failure = error
+                time.sleep(2.0**attempt - 1)
+    raise OSError(f"{url}: not fetched in {_ATTEMPTS} attempts: {failure}")
+
+
+def _download(url: str, target: Path, timeout: float) -> Path:
+    part = target.with_name(target.name + ".part")
+    with closing(_open(url, timeout)) as stream, part.open("wb") as file:
+        while block := stream.read(1 << 20):
+            file.write(block)
+        promised = stream.headers["Content-Length"] if isinstance(stream, HTTPResponse) else None
+        if promised is not None and file.tell() != int(promised):
+            raise OSError(f"{url}: the connection closed after {file.tell()} of {promised} bytes")
+    part.replace(target)
+    return target
+
+
+def _open(url: str, timeout: float) -> IO[bytes]:
+    if url.startswith(("http://", "https://")):
+        response: IO[bytes] = urllib.request.urlopen(url, timeout=timeout)
+        return response
+    stream: IO[bytes] = gopen(url, "rb")
+    return stream

@@ -1,0 +1,101 @@
+"""Where samples come from: numbered records of encoded images, whatever holds them."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodules.images import ImageError, Pixels, decode
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample as stored: `hr` and `lr` are encoded images, as bytes or as the path of a file."""
+
+    key: str  # "div2k/0801"
+    hr: bytes | Path
+    lr: bytes | Path | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded sample; `lr` is there for packed pairs only."""
+
+    key: str
+    hr: Pixels  # [H,W,3]
+    lr: Pixels | None = None  # [h,w,3]
+
+
+class BadSample(Exception):
+    """A sample that cannot be used; the message names it and says why."""
+
+
+class Source(ABC):
+    """Numbered records in groups that are stored together (the shards of a set, or one group for a folder)."""
+
+    @property
+    @abstractmethod
+    def groups(self) -> list[int]:
+        """How many records each group holds; they are numbered group after group."""
+
+    @abstractmethod
+    def record(self, index: int) -> Record:
+        """Reads one record.
+
+        Raises:
+            BadSample: it is damaged or gone.
+        """
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """The key or the place of a record, for messages."""
+
+    def __len__(self) -> int:
+        return sum(self.groups)
+
+    def sample(self, index: int, paired: bool) -> Sample:
+        """Reads and decodes one record.
+
+        Raises:
+            BadSample: it is damaged, gone, or (with `paired`) has no LR partner.
+        """
+        record = self.record(index)
+        if paired and record.lr is None:
+            raise BadSample(f"{record.key}: its LR partner is missing")
+        try:
+            hr = decode(record.hr, f"{record.key} (HR)")
+            lr = decode(record.lr, f"{record.key} (LR)") if paired and record.lr is not None else None
+        except ImageError as error:
+            raise BadSample(str(error)) from error
+        return Sample(record.key, hr, lr)
+
+
+class Files(Source):
+    """Image files of a folder, with LR partners of the same order or none."""
+
+    def __init__(self, name: str, root: Path, hr: list[Path], lr: list[Path | None] | None = None) -> None:
+        self.hr = hr
+        self.lr = lr or [None] * len(hr)
+        self.keys = [f"{name}/{stem}" if name else stem for stem in unique_stems(hr, root)]
+
+    @property
+    def groups(self) -> list[int]:
+        """All files are one group."""
+        return [len(self.hr)]
+
+    def record(self, index: int) -> Record:
+        """The paths of one sample."""
+        return Record(self.keys[index], self.hr[index], self.lr[index])
+
+    def describe(self, index: int) -> str:
+        """The path of the HR file."""
+        return str(self.hr[index])
+
+
+def unique_stems(files: list[Path], root: Path) -> list[str]:
+    """Names of `files` relative to `root`, without the suffix where that leaves them apart, with it elsewhere."""
+    stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
+    count = Counter(stems)
+    return [
+        stem if count[stem] == 1 else file.relative_to(root).as_posix() for stem, file in zip(stems, files, strict=True)
+    ]
