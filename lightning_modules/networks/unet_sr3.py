@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Conditioning = Literal["level", "step"]
+Conditioning = Literal["level", "index"]
 
 
 class SR3UNet(nn.Module):
@@ -33,7 +33,7 @@ class SR3UNet(nn.Module):
         image_size: the size that `attn_res` refers to. Inputs of any other size pass through the same blocks.
         in_channel: 3 for the noisy image and 3 for the enlarged one; 3 for an unconditional network.
         out_channel: channels of the prediction.
-        conditioning: `level`, SR3's continuous noise level; `step`, the integer step of the DDPM variant.
+        conditioning: `level`, SR3's continuous noise level; `index`, the integer step of the DDPM variant.
         noise_level_scale: multiplies the label of `level`. The published networks use 1, which leaves the sinusoids
             almost affine in the level; WaveGrad, where the embedding comes from, uses 5000.
         orthogonal_init: start training from orthogonal weights and zero biases, as the public implementation does.
@@ -221,10 +221,20 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B,width,H,W]` to the same."""
-        tokens = rearrange(self.qkv(self.norm(x)), "b (n c) h w -> n b 1 (h w) c", n=3)
-        attended = F.scaled_dot_product_attention(*tokens)
+        query, key, value = self._tokens(x)
+        attended = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.out(rearrange(attended, "b 1 (h w) c -> b c h w", h=x.shape[-2]))
         return x + out
+
+    def received_attention(self, x: Tensor) -> Tensor:
+        """What each position receives from all positions together, `[B,H,W]`, 1 on average; `x` as for `forward`."""
+        query, key, _ = self._tokens(x)
+        received: Tensor = (query @ key.mT / x.shape[1] ** 0.5).softmax(dim=-1).sum(dim=-2)
+        return received.view(x.shape[0], *x.shape[-2:])
+
+    def _tokens(self, x: Tensor) -> tuple[Tensor, ...]:
+        tokens: Tensor = rearrange(self.qkv(self.norm(x)), "b (n c) h w -> n b 1 (h w) c", n=3)
+        return tokens.unbind()
 
 
 class AttentionBlock(nn.Module):
