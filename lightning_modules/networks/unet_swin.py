@@ -1,8 +1,10 @@
 """The UNet of ResShift, whose attention is Swin's window attention (arXiv:2307.12348, published key names)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,13 @@ class Downsample(nn.Module):
         return out
 
 
+def zero(layers: nn.Module) -> None:
+    """Sets the last convolution in `layers` to 0, so that training starts from what goes around it."""
+    last = [layer for layer in layers.modules() if isinstance(layer, nn.Conv2d)][-1]
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+
+
 class ResBlock(nn.Module):
     """Two convolutions with a residual; the time embedding scales and shifts the second normalisation."""
 
@@ -60,8 +69,7 @@ class ResBlock(nn.Module):
             nn.Dropout(dropout),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
-        nn.init.zeros_(self.out_layers[3].weight)
-        nn.init.zeros_(self.out_layers[3].bias)
+        zero(self.out_layers)
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
@@ -136,30 +144,54 @@ def unpartition(windows: Tensor, window: int, height: int, width: int) -> Tensor
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
 
 
-def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
-    """What keeps tokens that the cyclic shift brought together apart: `[n,N,N]`, 0 or -100 (as in Swin)."""
+Mask = Literal["published", "swin"]
+
+
+def shift_mask(height: int, width: int, *, window: int, shift: int, kind: Mask) -> Tensor:
+    """What keeps tokens that the cyclic shift brought together apart: `[n,N,N]`, 0 or -100 as in Swin.
+
+    `swin` separates what wrapped around in both directions. ResShift's code indexes the wrong axes and flattens its
+    mask by columns, so that it separates columns, and in the bottom row of windows alone; the published weights were
+    trained with that, and `published` reproduces it.
+    """
 
     def band(size: int) -> Tensor:
         place = torch.arange(size)
         return (place >= size - window).int() + (place >= size - shift).int()
 
-    region = (band(height)[:, None] * 3 + band(width)).float()
-    ids = partition(region[None, None], window)[0, :, :, 0]
+    if kind == "swin":
+        region = band(height)[:, None] * 3 + band(width)
+        ids = partition(region[None, None], window)[0, :, :, 0]
+    else:
+        rows = band(height).view(-1, 1, 1, window)
+        ids = rows.expand(-1, width // window, window, -1).reshape(-1, window * window)
     return torch.where(ids[:, :, None] == ids[:, None, :], 0.0, -100.0)
+
+
+@dataclass(frozen=True)
+class Swin:
+    """What all Swin layers of a network share; see `UNetSwin`."""
+
+    width: int
+    depth: int
+    heads: int
+    window: int
+    mlp_ratio: int
+    mask: Mask
+    norm_groups: int
+    dropout: float
 
 
 class SwinBlock(nn.Module):
     """Window attention and an MLP, each normalised before and added to its input; GroupNorm instead of LayerNorm."""
 
-    def __init__(
-        self, channels: int, *, window: int, shift: int, heads: int, mlp_ratio: float, norm_groups: int, dropout: float
-    ) -> None:
+    def __init__(self, swin: Swin, *, window: int, shift: int) -> None:
         super().__init__()
-        self.window, self.shift = window, shift
-        self.norm1 = nn.GroupNorm(norm_groups, channels)
-        self.attn = WindowAttention(channels, window=window, heads=heads)
-        self.norm2 = nn.GroupNorm(norm_groups, channels)
-        self.mlp = Mlp(channels, int(channels * mlp_ratio), dropout)
+        self.window, self.shift, self.mask = window, shift, swin.mask
+        self.norm1 = nn.GroupNorm(swin.norm_groups, swin.width)
+        self.attn = WindowAttention(swin.width, window=window, heads=swin.heads)
+        self.norm2 = nn.GroupNorm(swin.norm_groups, swin.width)
+        self.mlp = Mlp(swin.width, swin.width * swin.mlp_ratio, swin.dropout)
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention inside the windows of the cyclically shifted image, in its place again."""
@@ -167,7 +199,7 @@ class SwinBlock(nn.Module):
         mask = None
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(2, 3))
-            mask = shift_mask(height, width, self.window, self.shift).to(x.device)
+            mask = shift_mask(height, width, window=self.window, shift=self.shift, kind=self.mask).to(x.device)
         windows = self.attn(partition(x, self.window), mask)
         return unpartition(windows, self.window, height, width).roll((self.shift, self.shift), dims=(2, 3))
 
@@ -197,17 +229,13 @@ class SwinLayer(nn.Module):
     A level whose training resolution is at most one window is never shifted, however large the image is later.
     """
 
-    def __init__(
-        self, channels: int, size: int, *, width: int, depth: int, window: int, dropout: float, **block: int
-    ) -> None:
+    def __init__(self, swin: Swin, channels: int, size: int) -> None:
         super().__init__()
-        shift = 0 if size <= window else window // 2
-        window = min(window, size)
-        self.patch_embed = Projection(channels, width)
-        self.patch_unembed = Projection(width, channels)
-        self.blocks = nn.ModuleList(
-            SwinBlock(width, window=window, shift=shift * (i % 2), dropout=dropout, **block) for i in range(depth)
-        )
+        window = min(swin.window, size)
+        shift = 0 if size <= swin.window else window // 2
+        self.patch_embed = Projection(channels, swin.width)
+        self.patch_unembed = Projection(swin.width, channels)
+        self.blocks = nn.ModuleList(SwinBlock(swin, window=window, shift=shift * (i % 2)) for i in range(swin.depth))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B,C,H,W]` to the same shape."""
@@ -238,6 +266,50 @@ def image_features(channels: int, halvings: int) -> tuple[nn.Module, int]:
     return nn.Sequential(*layers), channels
 
 
+MakeResBlock = Callable[[int, int], ResBlock]  # channels in and out
+MakeSwinLayer = Callable[[int, int], SwinLayer]  # channels and training size
+
+
+def encoder(
+    first: nn.Module,
+    widths: Sequence[int],
+    sizes: Sequence[int],
+    blocks: int,
+    residual: MakeResBlock,
+    swin: MakeSwinLayer,
+) -> tuple[nn.ModuleList, list[int]]:
+    """The stages on the way down, and the channels of what each hands across to the decoder."""
+    stages, skips = nn.ModuleList([Stage([first])]), [widths[0]]
+    for level, width in enumerate(widths):
+        for block in range(blocks):
+            attention = [swin(width, sizes[level])] if block == 0 else []
+            stages.append(Stage([residual(skips[-1], width), *attention]))
+            skips.append(width)
+        if level < len(widths) - 1:
+            stages.append(Stage([Downsample(width, width)]))
+            skips.append(width)
+    return stages, skips
+
+
+def decoder(
+    skips: Sequence[int],
+    widths: Sequence[int],
+    sizes: Sequence[int],
+    blocks: int,
+    residual: MakeResBlock,
+    swin: MakeSwinLayer,
+) -> nn.ModuleList:
+    """The stages on the way up, each of which takes one of the encoder's features."""
+    stages, channels, left = nn.ModuleList(), widths[-1], list(skips)
+    for level, width in reversed(list(enumerate(widths))):
+        for block in range(blocks + 1):
+            attention = [swin(width, sizes[level])] if block == 0 else []
+            enlarge = [Upsample(width)] if level > 0 and block == blocks else []
+            stages.append(Stage([residual(channels + left.pop(), width), *attention, *enlarge]))
+            channels = width
+    return stages
+
+
 class UNetSwin(nn.Module):
     """ResShift's UNet: residual blocks, and a Swin layer after the first of them at every level of both halves.
 
@@ -255,11 +327,16 @@ class UNetSwin(nn.Module):
         head_channels: channels of an attention head.
         window: side of an attention window.
         mlp_ratio: hidden channels of the MLP as a multiple of `swin_width`.
+        mask: which tokens of a shifted window see each other, see `shift_mask`.
         norm_groups: groups of every normalisation.
         dropout: probability, in residual blocks and MLPs.
+        zero_output: begin with an output of 0, for a network that writes a residual.
 
     Attributes:
         stride: height and width of the state must be multiples of it.
+
+    Raises:
+        ValueError: a width does not divide into heads, or the levels halve the training size below one pixel.
     """
 
     def __init__(
@@ -277,16 +354,20 @@ class UNetSwin(nn.Module):
         head_channels: int = 32,
         window: int = 8,
         mlp_ratio: int = 4,
+        mask: Mask = "published",
         norm_groups: int = 32,
         dropout: float = 0.0,
+        zero_output: bool = False,
     ) -> None:
         super().__init__()
-        if swin_width % head_channels:
-            raise ValueError(f"swin_width {swin_width} is not a multiple of head_channels {head_channels}")
+        sizes = [size // 2**level for level in range(len(channel_mult))]
+        if swin_width % head_channels or sizes[-1] < 1:
+            raise ValueError(
+                f"swin_width {swin_width} must be a multiple of head_channels {head_channels}, and a training size of "
+                f"{size} must survive {len(channel_mult) - 1} halvings"
+            )
         self.model_channels = model_channels
-        widths = [model_channels * multiple for multiple in channel_mult]
-        sizes = [size // 2**level for level in range(len(widths))]
-        self.stride = math.lcm(*(2**level * min(window, sizes[level]) for level in range(len(widths))))
+        self.stride = math.lcm(*(2**level * min(window, side) for level, side in enumerate(sizes)))
         time_channels = 4 * model_channels
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
@@ -294,34 +375,20 @@ class UNetSwin(nn.Module):
         self.feature_extractor, image_channels = image_features(image_channels, image_halvings)
         residual = partial(ResBlock, time_channels=time_channels, norm_groups=norm_groups, dropout=dropout)
         heads = swin_width // head_channels
-        swin = partial(SwinLayer, width=swin_width, depth=swin_depth, window=window, dropout=dropout)
-        swin = partial(swin, heads=heads, mlp_ratio=mlp_ratio, norm_groups=norm_groups)
+        shared = Swin(swin_width, swin_depth, heads, window, mlp_ratio, mask, norm_groups, dropout)
+        swin = partial(SwinLayer, shared)
 
-        channels = widths[0]
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(state_channels + image_channels, channels, 3, padding=1)])])
-        skips = [channels]
-        for level, width in enumerate(widths):
-            for block in range(num_res_blocks):
-                attention = [swin(width, sizes[level])] if block == 0 else []
-                self.input_blocks.append(Stage([residual(channels, width), *attention]))
-                channels = width
-                skips.append(channels)
-            if level < len(widths) - 1:
-                self.input_blocks.append(Stage([Downsample(channels, channels)]))
-                skips.append(channels)
-        self.middle_block = Stage(
-            [residual(channels, channels), swin(channels, sizes[-1]), residual(channels, channels)]
-        )
-        self.output_blocks = nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
-            for block in range(num_res_blocks + 1):
-                attention = [swin(width, sizes[level])] if block == 0 else []
-                enlarge = [Upsample(width)] if level and block == num_res_blocks else []
-                self.output_blocks.append(Stage([residual(channels + skips.pop(), width), *attention, *enlarge]))
-                channels = width
+        widths = [model_channels * multiple for multiple in channel_mult]
+        first = nn.Conv2d(state_channels + image_channels, widths[0], 3, padding=1)
+        self.input_blocks, skips = encoder(first, widths, sizes, num_res_blocks, residual, swin)
+        deepest = widths[-1]
+        self.middle_block = Stage([residual(deepest, deepest), swin(deepest, sizes[-1]), residual(deepest, deepest)])
+        self.output_blocks = decoder(skips, widths, sizes, num_res_blocks, residual, swin)
         self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, channels), nn.SiLU(), nn.Conv2d(channels, state_channels, 3, padding=1)
+            nn.GroupNorm(norm_groups, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], state_channels, 3, padding=1)
         )
+        if zero_output:
+            zero(self.out)
 
     def forward(self, x: Tensor, label: Tensor, *, image: Tensor) -> Tensor:
         """Predicts from the state and the image that conditions it.
@@ -338,8 +405,8 @@ class UNetSwin(nn.Module):
         features = self.feature_extractor(image)
         if features.shape[-2:] != x.shape[-2:]:
             raise ValueError(
-                f"a conditioning image of {tuple(image.shape[-2:])} gives features of {tuple(features.shape[-2:])}, but "
-                f"the state is {tuple(x.shape[-2:])}: set network.init_args.image_halvings to log2 of their ratio"
+                f"a conditioning image of {tuple(image.shape[-2:])} gives features of {tuple(features.shape[-2:])}, "
+                f"but the state is {tuple(x.shape[-2:])}: set the network's image_halvings to log2 of their ratio"
             )
         hidden = torch.cat([x, features], dim=1)
         skips = []
