@@ -206,10 +206,10 @@ class ShiftedEpsilon(Epsilon):
 
 
 class Preconditioned(Parameterization):
-    """EDM's preconditioning: the network writes what a weighted skip connection leaves open (Table 1, arXiv:2206.00364).
+    """EDM's preconditioning: the network writes what a weighted skip connection leaves open (arXiv:2206.00364).
 
-    `x0 = c_skip x_t + c_out * output`. EDM weights the error of `x0` by `1 / c_out^2`; in the network's own output that
-    is a weight of 1, which is where the loss is taken here.
+    `x0 = c_skip x_t + c_out * output` (Table 1). EDM weights the error of `x0` by `1 / c_out^2`; in the network's own
+    output, where the loss is taken here, that is a weight of 1.
 
     Args:
         sigma_data: Standard deviation of clean states.

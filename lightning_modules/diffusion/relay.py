@@ -1,4 +1,4 @@
-"""Relay Diffusion and the plain EDM process: log-normal noise levels, and a mean that blurs each patch to its average."""
+"""The processes of EDM and of Relay Diffusion: log-normal noise levels, and a blur that ends in patch averages."""
 
 import copy
 import math
@@ -9,8 +9,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
-from torch.special import ndtr, ndtri
-
 
 from lightning_modules.diffusion.process import Process
 
@@ -48,7 +46,8 @@ class LogNormal(Process):
 
     def std(self, t: Tensor) -> Tensor:
         """The noise level `sigma(t)`, float64 `[B]`; for a relay with block noise, that of its white part."""
-        return torch.exp(self.p_std * ndtri(self.prob_length * t.double()) + self.p_mean)
+        normal: Tensor = torch.special.ndtri(self.prob_length * t.double())
+        return (self.p_std * normal + self.p_mean).exp()
 
     def clock(self, sigma: Tensor) -> Tensor:
         """The time at which the noise level is `sigma`, float64 in the shape of `sigma`.
@@ -66,7 +65,8 @@ class LogNormal(Process):
         return t.clamp(max=1)
 
     def _quantile(self, sigma: Tensor) -> Tensor:
-        return ndtr((sigma.double().log() - self.p_mean) / self.p_std)
+        quantile: Tensor = torch.special.ndtr((sigma.double().log() - self.p_mean) / self.p_std)
+        return quantile
 
     def fresh_std(self, t: Tensor, s: Tensor) -> Tensor:
         """All of `std(s)`: `eta` is the share of the noise that each step replaces, RDM's `s_noise`."""
@@ -87,7 +87,7 @@ def levels(steps: int, largest: float, smallest: float, rho: float) -> Tensor:
     """Falling noise levels whose 1/rho-th powers are evenly spaced (Eq. 5 of EDM), float64 `[steps]`."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     start, end = largest ** (1 / rho), smallest ** (1 / rho)
-    return (start + ramp * (end - start)) ** rho
+    return torch.pow(start + ramp * (end - start), rho)
 
 
 class EDM(LogNormal):
@@ -192,7 +192,7 @@ class Relay(LogNormal):
         return super().sample_t(n, device).clamp(min=self.smallest_t())
 
     def smallest_t(self) -> float:
-        """Smallest training time. The published code takes the quantile of `sigma_floor` for it: a slightly lower level."""
+        """Smallest training time, as published; at the time of `sigma_floor` itself it would be a little larger."""
         return self._quantile(torch.tensor(self.sigma_floor)).item() * self.prob_length
 
     def blur_sigma(self, t: Tensor) -> Tensor:

@@ -174,41 +174,53 @@ def _extrapolation(before: Tensor, now: Tensor, then: Tensor) -> Tensor:
 
 
 class Heun(Sampler):
-    """Heun's second-order steps in the noise-to-signal ratio (Algorithm 1 of EDM, arXiv:2206.00364, without churn).
+    """Heun's second-order steps in the noise-to-signal ratio (Algorithm 1 of EDM, arXiv:2206.00364).
 
-    Evaluates the denoiser twice at each step but the last: 2 `steps` - 1 times in all.
+    Evaluates the denoiser twice at each step but the last: 2 `steps` - 1 times in all. Churn, and what Relay Diffusion
+    does differently, are in `edm_samplers.py`.
 
     Args:
         steps: See `Sampler`.
+        eta: Share of the posterior's noise, drawn anew for each of the two evaluations.
         spacing: See `Sampler`.
     """
+
+    def __init__(self, steps: int, eta: float = 0.0, spacing: Spacing = "trailing") -> None:
+        super().__init__(steps, spacing)
+        self.eta = eta
 
     def grid(self, process: Process) -> Tensor:
         """See `Sampler.grid`; also refuses a process that starts without signal, where the ratio is infinite."""
         times = super().grid(process)
-        if noise_to_signal(process, times).isinf().any():
+        if self.ratio(process, times).isinf().any():
             raise ValueError(
                 f"Heun steps in the noise-to-signal ratio, which is infinite at the start of {type(process).__name__}; "
                 "choose DDIM or DPMSolverPlusPlus"
             )
         return times
 
-    def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
-        """An Euler step, then the same step with the mean of the noise found at both its ends."""
+    def ratio(self, process: Process, t: Tensor) -> Tensor:
+        """What the steps are taken in, `[B]`."""
+        return noise_to_signal(process, t)
 
-        def noise_in(x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-            std = process.std(t)
-            return (x - process.mean(x0=x0, anchor=anchor, t=t)) / expand(torch.where(std > 0, std, 1.0), x)
+    def slope(self, process: Process, x: Tensor, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
+        """Change of the state, over its signal level, with `ratio`: the noise that `x0` leaves in `x`, `[B,C,H,W]`."""
+        std = process.std(t)
+        return (x - process.mean(x0=x0, anchor=anchor, t=t)) / expand(torch.where(std > 0, std, 1.0), x)
+
+    def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
+        """An Euler step, then the same step with the mean of the slopes found at both its ends."""
 
         def step(x_t: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
             x0 = denoise(x_t, t)
-            x_s = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=0.0)
+            x_s = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=self.eta)
             if not (s > 0).any():
                 return x_s
-            change = noise_in(x_s, denoise(x_s, s), s) - noise_in(x_t, x0, t)
-            # The clean state that leaves the mean noise in x_t.
-            x0 = x0 - expand(noise_to_signal(process, t) / 2, x_t) * change
-            corrected = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=0.0)
+            there = self.slope(process, x_s, x0=denoise(x_s, s), anchor=anchor, t=s)
+            change = there - self.slope(process, x_t, x0=x0, anchor=anchor, t=t)
+            # The clean state that leaves the mean slope at x_t.
+            x0 = x0 - expand(self.ratio(process, t) / 2, x_t) * change
+            corrected = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=self.eta)
             return torch.where(expand(s > 0, x_t) > 0, corrected, x_s)
 
         return step

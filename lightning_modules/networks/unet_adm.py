@@ -158,6 +158,7 @@ class PositionalEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         frequencies = 1e4 ** -torch.linspace(0, 1, width // 2 + 1, dtype=torch.float64)[:-1]
+        self.frequencies: Tensor
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
 
     def forward(self, label: Tensor) -> Tensor:
@@ -199,7 +200,7 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         """`[B,width_in,H,W]` and `[B,embedding]` to `[B,width_out,H',W']`."""
-        h = self.conv0(self._resampled(F.silu(self.norm0(x))))
+        h: Tensor = self.conv0(self._resampled(F.silu(self.norm0(x))))
         with torch.autocast(x.device.type, enabled=False):
             scale, shift = self.affine(embedded)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift.to(h.dtype), self.norm1(h).to(h.dtype), scale.to(h.dtype) + 1))
@@ -233,8 +234,8 @@ class SelfAttention(nn.Module):
     def received_attention(self, features: Tensor) -> Tensor:
         """Attention that each position receives: mean over heads, sum over queries; `[B,3*C,H,W]` to `[B,H,W]`."""
         query, key, _ = self._split(features)
-        weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1)
-        return weights.mean(dim=1).sum(dim=1).unflatten(-1, features.shape[-2:])
+        weights: Tensor = (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1)
+        return weights.mean(dim=1).sum(dim=1).view(-1, *features.shape[-2:])
 
     def _split(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = rearrange(features, "b (n c k) h w -> k b n (h w) c", n=self.heads, k=3)
