@@ -1,0 +1,221 @@
+"""SRDiff's noise predictor: a small convolutional U-Net without normalisation (arXiv:2104.14951, published keys)."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoidal_embedding(label: Tensor, channels: int) -> Tensor:
+    """Sines, then cosines, at geometric frequencies from 1 to exactly 1/10000: `[B]` to float32 `[B,channels]`."""
+    half = channels // 2
+    indices = torch.arange(half, dtype=torch.float32, device=label.device)
+    angles = label.float()[:, None] * torch.exp(indices * (-math.log(10000) / (half - 1)))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Block(nn.Module):
+    """Convolution with reflected borders, then Mish."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(channels, out_channels, 3), nn.Mish())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,H,W]` to `[B,C',H,W]`."""
+        out: Tensor = self.block(x)
+        return out
+
+
+class ResnetBlock(nn.Module):
+    """Two blocks with a residual; the time embedding is added between them."""
+
+    def __init__(self, channels: int, out_channels: int, time_channels: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_channels, out_channels))
+        self.block1 = Block(channels, out_channels)
+        self.block2 = Block(out_channels, out_channels)
+        self.res_conv = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """`x` `[B,C,H,W]` and `time` `[B,time_channels]` to `[B,C',H,W]`."""
+        hidden = self.block1(x) + self.mlp(time)[:, :, None, None]
+        out: Tensor = self.block2(hidden) + self.res_conv(x)
+        return out
+
+
+class Downsample(nn.Module):
+    """A convolution of stride 2 with reflected borders."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,H,W]` to `[B,C,H/2,W/2]`."""
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Upsample(nn.Module):
+    """A transposed convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,H,W]` to `[B,C,2H,2W]`."""
+        out: Tensor = self.conv(x)
+        return out
+
+
+class LinearAttention(nn.Module):
+    """Attention whose cost is linear in the positions: softmax over positions on the keys alone, no scaling."""
+
+    def __init__(self, channels: int, heads: int = 4, head_channels: int = 32) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Conv2d(channels, 3 * heads * head_channels, 1, bias=False)
+        self.to_out = nn.Conv2d(heads * head_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,H,W]` to the same shape."""
+        height, width = x.shape[-2:]
+        query, key, value = self.to_qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)
+        context = key.softmax(dim=-1) @ value.mT
+        attended = context.mT @ query
+        out: Tensor = self.to_out(attended.flatten(1, 2).unflatten(-1, (height, width)))
+        return out
+
+
+class Rezero(nn.Module):
+    """A branch times a learned scalar that begins at zero."""
+
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+        self.g = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape of `fn`'s output."""
+        out: Tensor = self.fn(x) * self.g
+        return out
+
+
+class Residual(nn.Module):
+    """A branch plus its input."""
+
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape of `x`."""
+        out: Tensor = self.fn(x) + x
+        return out
+
+
+class SRDiffUNet(nn.Module):
+    """Predicts the noise of a diffused residual from an encoder's features of the LR image.
+
+    The published sizes are `channel_mults` (1, 2, 2, 4) at scale 8 and (1, 2, 3, 4) at scale 4, with 64 channels and an
+    encoder of 8 blocks of 32 channels. As published, the level of full resolution has no skip connection.
+
+    Args:
+        scale: enlargement from the encoder's maps to the image; even.
+        channels: width of the first level.
+        channel_mults: width of each level in units of `channels`; each further level halves the resolution.
+        encoder_channels: channels of each encoder map (`nf` of the RRDB network).
+        encoder_blocks: blocks of the encoder (`nb`); every third of its `nb + 1` maps is used.
+        out_channels: channels of the prediction.
+        attention: linear attention at the lowest resolution (off in every published model).
+        up_input: the enlarged LR image is a further input, `up` (off in every published model).
+
+    Raises:
+        ValueError: an odd scale, or an encoder of fewer than two blocks, which has no third map.
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        channels: int = 64,
+        channel_mults: Sequence[int] = (1, 2, 3, 4),
+        encoder_channels: int = 32,
+        encoder_blocks: int = 8,
+        *,
+        out_channels: int = 3,
+        attention: bool = False,
+        up_input: bool = False,
+    ) -> None:
+        super().__init__()
+        if scale < 2 or scale % 2:
+            raise ValueError(f"SRDiffUNet projects the encoder's maps by an even scale, not by scale={scale}")
+        if encoder_blocks < 2:
+            raise ValueError(f"SRDiffUNet uses every third encoder map: encoder_blocks={encoder_blocks} has none")
+        self.channels, self.up_input = channels, up_input
+        self.stride = 2 ** (len(channel_mults) - 1)
+        widths = [channels * mult for mult in channel_mults]
+        used = encoder_channels * ((encoder_blocks + 1) // 3)
+        self.cond_proj = nn.ConvTranspose2d(used, channels, 2 * scale, stride=scale, padding=scale // 2)
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.Mish(), nn.Linear(4 * channels, channels))
+        self.downs = nn.ModuleList(self._down(*pair) for pair in pairwise([3, *widths]))
+        cast(nn.ModuleList, self.downs[-1])[2] = nn.Identity()
+        self.mid_block1 = ResnetBlock(widths[-1], widths[-1], channels)
+        self.mid_attn = Residual(Rezero(LinearAttention(widths[-1]))) if attention else nn.Identity()
+        self.mid_block2 = ResnetBlock(widths[-1], widths[-1], channels)
+        self.ups = nn.ModuleList(self._up(*pair) for pair in pairwise(reversed(widths)))
+        self.final_conv = nn.Sequential(Block(channels, channels), nn.Conv2d(channels, out_channels, 1))
+        self.up_proj = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, channels, 3)) if up_input else None
+
+    def _down(self, channels: int, out_channels: int) -> nn.ModuleList:
+        """A level of the encoder half: two residual blocks, then half the resolution."""
+        first = ResnetBlock(channels, out_channels, self.channels)
+        return nn.ModuleList([first, ResnetBlock(out_channels, out_channels, self.channels), Downsample(out_channels)])
+
+    def _up(self, channels: int, out_channels: int) -> nn.ModuleList:
+        """A level of the decoder half: two residual blocks over features and skip, then twice the resolution."""
+        first = ResnetBlock(2 * channels, out_channels, self.channels)
+        return nn.ModuleList([first, ResnetBlock(out_channels, out_channels, self.channels), Upsample(out_channels)])
+
+    def project(self, features: list[Tensor]) -> Tensor:
+        """The `features` condition `[B,channels,H,W]` of the encoder's maps `[B,encoder_channels,h,w]`.
+
+        It depends on the LR image alone, so it is computed once an image; the reference repeats it at every step.
+        """
+        out: Tensor = self.cond_proj(torch.cat(features[2::3], dim=1))
+        return out
+
+    def forward(self, x: Tensor, label: Tensor, *, features: Tensor, up: Tensor | None = None) -> Tensor:
+        """The noise in `x`.
+
+        Args:
+            x: `[B,3,H,W]`, H and W multiples of `stride`.
+            label: `[B]`, the index of the step, 0 to T-1, not scaled.
+            features: `[B,channels,H,W]` from `project`.
+            up: `[B,3,H,W]` in [-1,1], only with `up_input`.
+
+        Returns:
+            `[B,out_channels,H,W]`.
+        """
+        time = self.mlp(sinusoidal_embedding(label, self.channels).to(self.cond_proj.weight.dtype))
+        if self.up_proj is not None:
+            features = features + self.up_proj(up)
+        skips: list[Tensor] = []
+        for level, blocks in enumerate(self.downs):
+            first, second, downsample = cast(nn.ModuleList, blocks)
+            x = second(first(x, time), time)
+            if level == 0:
+                x = x + features
+            else:
+                skips.append(x)
+            x = downsample(x)
+        x = self.mid_block2(self.mid_attn(self.mid_block1(x, time)), time)
+        for blocks in self.ups:
+            first, second, upsample = cast(nn.ModuleList, blocks)
+            x = upsample(second(first(torch.cat([x, skips.pop()], dim=1), time), time))
+        out: Tensor = self.final_conv(x)
+        return out
