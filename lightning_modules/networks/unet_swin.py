@@ -10,13 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-def sinusoidal_embedding(label: Tensor, channels: int) -> Tensor:
-    """Cosines, then sines, of the label at geometric frequencies from 1 to 1/10000: `[B]` to `[B,channels]`."""
-    half = channels // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=label.device) / half
-    angles = label.float()[:, None] * torch.exp(-math.log(10000) * exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+from lightning_modules.networks.unet_adm import PositionalEmbedding, zero
 
 
 class Upsample(nn.Module):
@@ -45,13 +39,6 @@ class Downsample(nn.Module):
         return out
 
 
-def zero(layers: nn.Module) -> None:
-    """Sets the last convolution in `layers` to 0, so that training starts from what goes around it."""
-    last = [layer for layer in layers.modules() if isinstance(layer, nn.Conv2d)][-1]
-    for parameter in last.parameters():
-        nn.init.zeros_(parameter)
-
-
 class ResBlock(nn.Module):
     """Two convolutions with a residual; the time embedding scales and shifts the second normalisation."""
 
@@ -67,9 +54,8 @@ class ResBlock(nn.Module):
             nn.GroupNorm(norm_groups, out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            zero(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
-        zero(self.out_layers)
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
@@ -366,9 +352,9 @@ class UNetSwin(nn.Module):
                 f"swin_width {swin_width} must be a multiple of head_channels {head_channels}, and a training size of "
                 f"{size} must survive {len(channel_mult) - 1} halvings"
             )
-        self.model_channels = model_channels
         self.stride = math.lcm(*(2**level * min(window, side) for level, side in enumerate(sizes)))
         time_channels = 4 * model_channels
+        self.encoding = PositionalEmbedding(model_channels)
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
@@ -384,11 +370,8 @@ class UNetSwin(nn.Module):
         deepest = widths[-1]
         self.middle_block = Stage([residual(deepest, deepest), swin(deepest, sizes[-1]), residual(deepest, deepest)])
         self.output_blocks = decoder(skips, widths, sizes, num_res_blocks, residual, swin)
-        self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], state_channels, 3, padding=1)
-        )
-        if zero_output:
-            zero(self.out)
+        last = nn.Conv2d(widths[0], state_channels, 3, padding=1)
+        self.out = nn.Sequential(nn.GroupNorm(norm_groups, widths[0]), nn.SiLU(), zero(last) if zero_output else last)
 
     def forward(self, x: Tensor, label: Tensor, *, image: Tensor) -> Tensor:
         """Predicts from the state and the image that conditions it.
@@ -401,7 +384,8 @@ class UNetSwin(nn.Module):
         Raises:
             ValueError: the image does not have the size of the state after its halvings.
         """
-        time = self.time_embed(sinusoidal_embedding(label, self.model_channels))
+        with torch.autocast(label.device.type, enabled=False):  # bfloat16 cannot tell neighbouring steps apart
+            time = self.time_embed(self.encoding(label).to(self.time_embed[0].weight.dtype))
         features = self.feature_extractor(image)
         if features.shape[-2:] != x.shape[-2:]:
             raise ValueError(
