@@ -44,6 +44,7 @@ class SuperResolver(LightningModule, ABC):
     """
 
     stride: int = 1  # H and W of what `enlarge` is given are multiples of it
+    draws: int = 1  # of each image in prediction
     keeps_frozen: tuple[str, ...] = ()  # frozen sub-modules that a checkpoint must hold, having no source of their own
 
     @abstractmethod
@@ -110,8 +111,15 @@ class SuperResolver(LightningModule, ABC):
         return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """`{"sr": [B,3,H,W]}`, for the prediction writer."""
-        return {"sr": self.super_resolve(batch)}
+        """`{"sr": [B,3,H,W]}`, for the prediction writer; of several draws, their mean and `{"std": [B,3,H,W]}`."""
+        if self.draws == 1:
+            return {"sr": self.super_resolve(batch)}
+        mean, squares = self.super_resolve(batch), torch.zeros_like(batch["up"])
+        for draw in range(1, self.draws):
+            difference = self.super_resolve(other_draw(batch, draw)) - mean
+            mean = mean + difference / (draw + 1)
+            squares = squares + difference**2 * draw / (draw + 1)
+        return {"sr": mean, "std": (squares / (self.draws - 1)).sqrt()}
 
     def frozen_keys(self) -> set[str]:
         """Entries of the state dict that checkpoints leave out: those of wholly frozen sub-modules."""
@@ -176,6 +184,10 @@ class DiffusionModule(SuperResolver):
         lr_scheduler: From an optimizer to a scheduler, stepped each training step.
         channels_last: Keep convolutions in the memory format that CPUs and GPUs run fastest.
         compile: Compile the network with torch.compile.
+        draws: Images drawn of each in prediction; of several, their mean and standard deviation are written.
+
+    Raises:
+        ValueError: `draws` is below 1.
     """
 
     def __init__(
@@ -192,8 +204,11 @@ class DiffusionModule(SuperResolver):
         lr_scheduler: LRSchedulerCallable | None = None,
         channels_last: bool = True,
         compile: bool = False,
+        draws: int = 1,
     ) -> None:
         super().__init__()
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
         self.save_hyperparameters()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # The stub of Module.to lacks the overload that takes a memory format alone.
@@ -202,7 +217,7 @@ class DiffusionModule(SuperResolver):
         self.region, self.guidance, self.norm = region, guidance or [], norm
         for wrapper in self.guidance:
             wrapper.check(network)
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.optimizer, self.lr_scheduler, self.draws = optimizer, lr_scheduler, draws
         if compile:
             self.network.compile()
 
@@ -366,6 +381,11 @@ def configure(
     if lr_scheduler is None:
         return built
     return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}
+
+
+def other_draw(batch: Batch, draw: int) -> Batch:
+    """The batch under other keys, for which noise is drawn anew."""
+    return cast(Batch, {**batch, "key": [f"{key}, draw {draw + 1}" for key in batch["key"]]})
 
 
 def pad_to_stride(batch: Batch, stride: int) -> Batch:

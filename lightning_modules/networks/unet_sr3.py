@@ -37,6 +37,7 @@ class SR3UNet(nn.Module):
         noise_level_scale: multiplies the label of `level`. The published networks use 1, which leaves the sinusoids
             almost affine in the level; WaveGrad, where the embedding comes from, uses 5000.
         orthogonal_init: start training from orthogonal weights and zero biases, as the public implementation does.
+        zero_output: start with an output of 0, for a network that writes a residual.
 
     Attributes:
         stride: height and width of an input must be multiples of it.
@@ -60,6 +61,7 @@ class SR3UNet(nn.Module):
         conditioning: Conditioning = "level",
         noise_level_scale: float = 1.0,
         orthogonal_init: bool = True,
+        zero_output: bool = False,
     ) -> None:
         super().__init__()
         self.stride = 2 ** (len(channel_mults) - 1)
@@ -95,6 +97,10 @@ class SR3UNet(nn.Module):
         self.final_conv = Block(width, out_channel, norm_groups)
         if orthogonal_init:
             self.apply(initialise_orthogonally)
+        if zero_output:
+            *_, last = self.final_conv.modules()
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, label: Tensor, image: Tensor | None = None) -> Tensor:
         """Predicts the noise.
