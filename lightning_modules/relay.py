@@ -1,0 +1,98 @@
+"""EDM (arXiv:2206.00364) and Relay Diffusion (arXiv:2309.03350), which goes on from the low-resolution image."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+
+from datamodules.batch import Batch
+from lightning_modules.base import DiffusionModule
+from lightning_modules.checkpoint import rename_prefixes
+from lightning_modules.diffusion import relay
+from lightning_modules.diffusion.samplers import Sampler
+
+LRCondition = Literal["none", "concat"]
+
+
+class EDM(DiffusionModule):
+    """Diffusion of the image in EDM's formulation, by any network that can be shown an `image`.
+
+    Args:
+        lr_condition: `concat` shows the network the enlarged low-resolution image beside the noisy one. `none` shows it
+            nothing: with the EDM process that is a generator, the first stage of Relay Diffusion's cascade.
+        **diffusion: See `DiffusionModule`.
+    """
+
+    def __init__(self, lr_condition: LRCondition = "concat", **diffusion: Any) -> None:
+        super().__init__(**diffusion)
+        self.lr_condition = lr_condition
+
+    def condition(self, batch: Batch) -> dict[str, Tensor]:
+        """`{image: [B,3,H,W]}`, or nothing."""
+        return {"image": batch["up"]} if self.lr_condition == "concat" else {}
+
+    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`model.*` of a network that EDM's or RDM's code trained to `network.*`.
+
+        The published files are pickled Python objects, whose loading executes the code inside; they are refused. Where
+        that can do no harm, in a container without network and without your files, RDM's own code exports what is read
+        here: `save_file(torch.load(FILE, weights_only=False)["ema"].state_dict(), "weights.safetensors")`.
+
+        Raises:
+            ValueError: the network resamples with another filter than the 2x2 box.
+        """
+        filters = {key: value for key, value in state.items() if key.endswith(".resample_filter")}
+        for key, value in filters.items():
+            if value.shape[-2:] != (2, 2) or not torch.all(value == 0.25):
+                raise ValueError(f"{key}: the network resamples with another filter than the 2x2 box of ADM")
+        weights = {key: value for key, value in state.items() if key not in filters}
+        return rename_prefixes(weights, {"model.": "network."})
+
+
+class Relay(EDM):
+    """Continues the diffusion from the low-resolution image, whose repeated pixels are where the blur ends.
+
+    The image must be the average of each patch (`datamodules.degradations.area.Area`); other kinds of shrinking leave a
+    mismatch at the start. What ties the result to it is the noise level that sampling starts from, and with `concat`
+    the network's own view of it.
+
+    Args:
+        lr_condition: See `EDM`; the paper's second stage is `none`.
+        back_projection: Give every patch of the result the average that the low-resolution image prescribes.
+        **diffusion: See `DiffusionModule`.
+    """
+
+    process: relay.Relay
+
+    def __init__(self, lr_condition: LRCondition = "none", back_projection: bool = False, **diffusion: Any) -> None:
+        super().__init__(lr_condition, **diffusion)
+        self.back_projection = back_projection
+
+    def start_image(self, batch: Batch) -> Tensor:
+        """The low-resolution image with every pixel repeated over a patch.
+
+        Raises:
+            ValueError: the low-resolution image is not smaller by the patch's side.
+        """
+        patch, small, large = self.process.patch, batch["lr"].shape[-2:], batch["up"].shape[-2:]
+        if tuple(side * patch for side in small) != tuple(large):
+            raise ValueError(
+                f"{batch['key'][0]}: the low-resolution image is {small[0]}x{small[1]} and the target "
+                f"{large[0]}x{large[1]}, but patches of {patch}x{patch} relay from an image {patch} times smaller; "
+                "give the data's scale and the process's patch the same value"
+            )
+        return interpolate(batch["lr"], scale_factor=float(patch), mode="nearest")
+
+    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
+        """See `DiffusionModule.enlarge`; then the averages of the patches, if asked for."""
+        sr = super().enlarge(batch, sampler)
+        if not self.back_projection:
+            return sr
+        missing = batch["lr"] - avg_pool2d(sr, self.process.patch)
+        return sr + interpolate(missing, scale_factor=float(self.process.patch), mode="nearest")
+
+    def protocol(self) -> str:
+        """The sampler's name, and whether averages are prescribed."""
+        return super().protocol() + ("+back-projection" if self.back_projection else "")
