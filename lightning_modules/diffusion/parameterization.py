@@ -87,6 +87,25 @@ class Epsilon(Parameterization):
         return (x_t - from_anchor - expand(process.std(t), x_t) * output) / expand(process.alpha(t), x_t)
 
 
+class Velocity(Epsilon):
+    """The network writes `alpha * noise - std * x0` (Appendix D of arXiv:2202.00512), as Stable Diffusion 2.1 does.
+
+    Args:
+        label: How the network is told the time, see `noise_label`.
+    """
+
+    def target(self, process: Process, noised: Noised) -> Tensor:
+        """The velocity."""
+        alpha, std = (expand(value, noised.x0) for value in (process.alpha(noised.t), process.std(noised.t)))
+        return alpha * noised.noise - std * noised.x0
+
+    def x0(self, process: Process, output: Tensor, *, x_t: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
+        """`(alpha * (x_t - what the anchor contributes) - std * output) / (alpha^2 + std^2)`."""
+        alpha, std = expand(process.alpha(t), x_t), expand(process.std(t), x_t)
+        from_anchor = process.mean(x0=torch.zeros_like(x_t), anchor=anchor, t=t)
+        return (alpha * (x_t - from_anchor) - std * output) / (alpha**2 + std**2)
+
+
 InputScale = Literal["none", "latent", "pixel", "data"]
 
 

@@ -21,18 +21,18 @@ def discounted_returns(rewards: Tensor, gamma: float) -> Tensor:
     return returns
 
 
-def standardize(values: Tensor, counted: Tensor, *, eps: float, floor: float = 0.0) -> Tensor:
-    """Shifts and scales by the mean and unbiased standard deviation of the counted entries.
+def standardize(values: Tensor, counted: Tensor, *, correction: int, eps: float, floor: float = 0.0) -> Tensor:
+    """Shifts and scales by the mean and standard deviation of the counted entries.
 
     Args:
         values: `[K,B]`.
         counted: `[K,B]` boolean.
+        correction: 1 divides the squares by the number of entries less one.
         eps: added to the standard deviation.
         floor: least divisor. Without one, a policy that has converged divides by almost nothing and is thrown off.
     """
     chosen = values[counted]
-    deviation = chosen.std().clamp(min=floor) if chosen.numel() > 1 else chosen.new_tensor(1.0)
-    return (values - chosen.mean()) / (deviation + eps)
+    return (values - chosen.mean()) / (chosen.std(correction=correction).clamp(min=floor) + eps)
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,14 @@ class Objective:
     def targets(self, rewards: Tensor, counted: Tensor) -> Tensor:
         """What the critic learns, `[K,B]`: the returns of `rewards [K,B]`, standardized if `normalize` says so."""
         returns = discounted_returns(rewards, self.gamma)
-        return standardize(returns, counted, eps=1e-5) if self.normalize == "return" else returns
+        return standardize(returns, counted, correction=1, eps=1e-5) if self.normalize == "return" else returns
 
     def advantage(self, targets: Tensor, value: Tensor, counted: Tensor, floor: float = 0.0) -> Tensor:
         """How much better than expected each decision turned out, `[K,B]`, without a gradient."""
         raw = targets - value.detach() if self.value_weight > 0 else targets
-        return standardize(raw, counted, eps=1e-8, floor=floor) if self.normalize == "advantage" else raw
+        if self.normalize == "return":
+            return raw
+        return standardize(raw, counted, correction=0, eps=1e-8, floor=floor)
 
     def loss(
         self, now: Judgement, *, old_logprob: Tensor, targets: Tensor, counted: Tensor, floor: float = 0.0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_modules.diffusion.ppo import Judgement
 from lightning_modules.diffusion.process import Process
-from lightning_modules.diffusion.samplers import AfterStep, Denoise, Sampler
+from lightning_modules.diffusion.samplers import AfterStep, Ancestral, Denoise
 
 SKIP = 1
 """The policy's action that skips a step; 0 runs it."""
@@ -121,7 +121,7 @@ class PolicyDecider(Decider):
         return Judgement.of(torch.stack(self.logits), torch.stack(self.values), torch.stack(self.actions))
 
 
-class SkipSampler(Sampler):
+class SkipSampler(Ancestral):
     """Coarse skip approximation, then fine skip refinement (SkipDiff, AAAI 2024, paper 28195).
 
     The coarse chain of `coarse_steps` ancestral steps stops one step short of the clean image. From there the last
@@ -160,6 +160,11 @@ class SkipSampler(Sampler):
         """What results say of it, "skip-respaced-10-100"."""
         return f"skip-{self.skip}-{self.coarse_steps}-{self.fine_steps}"
 
+    def grid(self, process: Process) -> Tensor:
+        """The times of all steps, float64, falling to 0."""
+        coarse, fine = self.times(process)
+        return torch.cat([coarse, fine[1:]])
+
     @property
     def decisions(self) -> int:
         """Number of fine steps, the forced one included."""
@@ -197,16 +202,22 @@ class SkipSampler(Sampler):
         self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
     ) -> Tensor:
         """See `Sampler.__call__`."""
+        step = self.prepare(denoise, process, anchor, after_step)
+        return self.refine(self.decider, step)
+
+    def prepare(self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None) -> "FineSteps":
+        """Runs the coarse chain; what comes back takes the fine steps from its end."""
         entry = self.approximate(denoise, process, anchor, after_step)
-        return self.refine(self.decider, FineSteps(self, entry, denoise, process, anchor, after_step))
+        return FineSteps(self, entry, denoise, process, anchor, after_step)
 
     def approximate(self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None) -> Tensor:
         """The state at the end of the coarse chain, `[B,C,H,W]`."""
         coarse, _ = self.times(process)
         batch = [time.expand(anchor.shape[0]) for time in coarse.to(anchor.device)]
         x = process.start(anchor=anchor, t=batch[0], noise=process.noise(anchor))
+        step = self.stepper(denoise, process, anchor)
         for t, s in pairwise(batch):
-            x = process.step(x, x0=denoise(x, t), anchor=anchor, t=t, s=s, eta=1)
+            x = step(x, t=t, s=s)
             x = x if after_step is None else after_step(x, t=t, s=s)
         return x
 
@@ -297,8 +308,7 @@ class SkipBranches(SkipSampler):
         self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
     ) -> Tensor:
         """See `Sampler.__call__`."""
-        entry = self.approximate(denoise, process, anchor, after_step)
-        step = FineSteps(self, entry, denoise, process, anchor, after_step)
+        step = self.prepare(denoise, process, anchor, after_step)
         for name, decider in self.deciders.items():
             with process.rewinding():
                 self.states[name] = self.refine(decider, step)
@@ -324,9 +334,8 @@ class SubsetSearch(SkipSampler):
         self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
     ) -> Tensor:
         """See `Sampler.__call__`; returns the state of the image that runs every step."""
-        entry = self.approximate(denoise, process, anchor, after_step)
-        step = FineSteps(self, entry, denoise, process, anchor, after_step)
-        return self._descend(step, entry, step.times[0].expand(entry.shape[0]), [])
+        step = self.prepare(denoise, process, anchor, after_step)
+        return self._descend(step, step.entry, step.times[0].expand(step.entry.shape[0]), [])
 
     def _descend(self, step: FineSteps, x: Tensor, level: Tensor, ran: list[bool]) -> Tensor:
         if len(ran) == self.decisions:
