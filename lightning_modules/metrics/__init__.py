@@ -1,1 +1,1 @@
-"""torchmetrics.Metric subclasses that torchmetrics lacks."""
+"""Scores of images that torchmetrics lacks, or defines otherwise than super-resolution papers do."""

@@ -1,0 +1,70 @@
+"""How a run is going: loss, step time and images a second, on a terminal or in a log file."""
+
+import sys
+from collections import deque
+from time import perf_counter
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+WINDOW = 20  # steps that times are averaged over
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar with the time of a step and the images of all processes a second.
+
+    Where the output is no terminal, as in a job's log file, bars are replaced by a line every few steps.
+
+    Args:
+        refresh_rate: Steps between updates of the bar; each reads the loss, for which the device is waited.
+        log_every_n_steps: Steps between lines where the output is no terminal.
+    """
+
+    def __init__(self, refresh_rate: int = 10, log_every_n_steps: int = 50) -> None:
+        self.lines = not sys.stdout.isatty()
+        super().__init__(refresh_rate=0 if self.lines else refresh_rate)
+        self.log_every_n_steps = log_every_n_steps
+        self._seconds: deque[float] = deque(maxlen=WINDOW)
+        self._images = 0  # of one step, over all processes
+        self._mark = perf_counter()
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What Lightning shows, and the speed."""
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        if self._seconds:
+            mean = sum(self._seconds) / len(self._seconds)
+            shown |= {"step": f"{mean:.3g}s", "images/s": f"{self._images / mean:.3g}"}
+        return shown
+
+    def on_train_start(self, *arguments: Any) -> None:
+        """Starts the clock."""
+        super().on_train_start(*arguments)
+        self._mark = perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes the time of a step, from the end of the one before, so that waiting for data counts."""
+        now = perf_counter()
+        self._seconds.append(now - self._mark)
+        self._mark = now
+        self._images = len(batch["key"]) * trainer.world_size
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.lines and trainer.is_global_zero and (batch_idx + 1) % self.log_every_n_steps == 0:
+            self._print_line(trainer, pl_module)
+
+    def _print_line(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = self.get_metrics(trainer, pl_module).items()
+        values = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics]
+        total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+        print(f"{trainer.global_step}{total} steps: {', '.join(values)}", flush=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the validation out of the step times."""
+        super().on_validation_end(trainer, pl_module)
+        self._mark = perf_counter()
