@@ -7,8 +7,8 @@ from lightning_modules.diffusion.resshift import ResShift
 from lightning_modules.diffusion.samplers import Ancestral
 
 # sqrt(eta) of the two published variants, as the public code prints them
-FIFTEEN = """0.02 0.117165 0.176305 0.233629 0.291574 0.351009 0.412356 0.475858 0.541672 0.60991 0.680658 0.753985 0.829951
-0.908606 0.99"""
+FIFTEEN = """0.02 0.117165 0.176305 0.233629 0.291574 0.351009 0.412356 0.475858 0.541672 0.60991 0.680658 0.753985
+0.829951 0.908606 0.99"""
 FOUR = "0.1 0.520096 0.761382 0.99"
 
 
