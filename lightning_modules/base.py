@@ -217,6 +217,7 @@ class DiffusionModule(SuperResolver):
         self.region, self.guidance, self.norm = region, guidance or [], norm
         for wrapper in self.guidance:
             wrapper.check(network)
+        sampler.grid(process)  # refuses an impossible pair now and not at the first validation
         self.optimizer, self.lr_scheduler, self.draws = optimizer, lr_scheduler, draws
         if compile:
             self.network.compile()

@@ -61,7 +61,10 @@ class Process(nn.Module, ABC):
         Raises:
             TypeError: the mean applies an operator to `x0`.
         """
-        raise TypeError(f"the mean of {type(self).__name__} is no multiple of x0; choose another parameterization")
+        raise TypeError(
+            f"the mean of {type(self).__name__} is no multiple of x0, which Epsilon, label: level, DPMSolverPlusPlus, "
+            "Heun and karras spacing rely on"
+        )
 
     def added_std(self, t: Tensor, s: Tensor) -> Tensor:
         """Standard deviation of the noise that is really added at `eta = 1`, `[B]`: by default `fresh_std`."""
