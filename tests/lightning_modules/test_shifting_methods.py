@@ -1,0 +1,211 @@
+"""ResShift and DoSSR as modules: what the network is shown, training, several draws, and published weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batch import Batch
+from lightning_modules import resshift
+from lightning_modules.base import DiffusionModule
+from lightning_modules.checkpoint import CheckpointError, import_published
+from lightning_modules.diffusion.dos_solvers import DoSMultistep
+from lightning_modules.diffusion.parameterization import AnchorResidual, Clean, ShiftedEpsilon
+from lightning_modules.diffusion.region import Yoda
+from lightning_modules.diffusion.resshift import ResShift as ResShiftProcess
+from lightning_modules.diffusion.samplers import Ancestral
+from lightning_modules.diffusion.schedules import ScaledLinear
+from lightning_modules.diffusion.space import Pixels
+from lightning_modules.diffusion.vp import DomainShift
+from lightning_modules.dossr import DoSSR
+from lightning_modules.networks.attention_maps import Sobel
+from lightning_modules.networks.unet_sr3 import SR3UNet
+from lightning_modules.networks.unet_swin import UNetSwin
+from lightning_modules.resshift import ResShift
+
+SWIN: dict[str, Any] = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "size": 16}
+SWIN |= {"swin_width": 32, "head_channels": 16, "window": 4}
+
+
+def make_resshift(**arguments: Any) -> ResShift:
+    defaults: dict[str, Any] = {
+        "network": UNetSwin(**SWIN, zero_output=True),
+        "process": ResShiftProcess(steps=4, min_noise_level=0.2),
+        "parameterization": AnchorResidual("index", input_scale="pixel"),
+        "space": Pixels(),
+        "sampler": Ancestral(4),
+        "condition_on": "up",
+    }
+    return ResShift(**{**defaults, **arguments})
+
+
+def make_dossr(**arguments: Any) -> DoSSR:
+    small: dict[str, Any] = {"inner_channel": 16, "channel_mults": (1, 2), "attn_res": (), "res_blocks": 1}
+    network = SR3UNet(**small, norm_groups=8, image_size=16, conditioning="index", zero_output=True)
+    defaults: dict[str, Any] = {
+        "network": network,
+        "process": DomainShift(ScaledLinear(1000, 0.00085, 0.012), shift_steps=500, train_steps=500),
+        "parameterization": AnchorResidual("index"),
+        "space": Pixels(clip=False),
+        "sampler": DoSMultistep(5),
+        "norm": "l1",
+    }
+    return DoSSR(**{**defaults, **arguments})
+
+
+METHODS = [make_resshift, make_dossr]
+
+
+def make_batch(side: int = 16, keys: tuple[str, ...] = ("a", "b")) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.rand(len(keys), 3, 4, 4, generator=generator) * 2 - 1
+    hr = nn.functional.interpolate(smooth, size=side, mode="bicubic").clamp(-1, 1)
+    lr = nn.functional.interpolate(hr, scale_factor=0.25, mode="area")
+    up = nn.functional.interpolate(lr, size=side, mode="bicubic")
+    return {"hr": hr, "lr": lr, "up": up, "key": list(keys)}
+
+
+class OneBatch(Dataset[Batch]):
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Batch:
+        return make_batch()
+
+
+def fit(method: DiffusionModule, steps: int) -> list[float]:
+    losses: list[float] = []
+    step = method.training_step
+    method.training_step = lambda *a: losses.append(float((out := step(*a))["loss"])) or out  # type: ignore
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_steps=steps, accelerator="cpu", enable_model_summary=False, barebones=False, **quiet)
+    trainer.fit(method, DataLoader(OneBatch(), batch_size=None))
+    return losses
+
+
+@pytest.mark.parametrize("make", METHODS)
+def test_an_untrained_network_returns_the_enlarged_image(make: Any) -> None:
+    """A residual of 0 leaves nothing but the start image, whatever noise the steps drew."""
+    batch = make_batch()
+    torch.testing.assert_close(make().super_resolve(batch), batch["up"].clamp(-1, 1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("make", METHODS)
+def test_training_lowers_the_loss(make: Any) -> None:
+    torch.manual_seed(0)
+    losses = fit(make(optimizer=lambda parameters: torch.optim.Adam(parameters, 2e-3)), 20)
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("make", METHODS)
+def test_sizes_beyond_the_stride_are_padded_and_cropped(make: Any) -> None:
+    batch = make_batch(44)
+    assert make().super_resolve(batch).shape == (2, 3, 44, 44)
+
+
+@pytest.mark.parametrize("make", METHODS)
+def test_yoda_is_an_overlay(make: Any) -> None:
+    method = make(region=Yoda(Sobel(), lower_bound=0.2))
+    batch = make_batch()
+    assert method.super_resolve(batch).isfinite().all()
+    assert fit(method, 1)
+
+
+@pytest.mark.parametrize("parameterization", [Clean("index"), ShiftedEpsilon()])
+def test_other_parameterizations_of_dossr_sample(parameterization: Clean) -> None:
+    method = make_dossr(parameterization=parameterization)
+    assert method.super_resolve(make_batch()).isfinite().all()
+
+
+def test_resshift_can_be_shown_the_image_as_it_came() -> None:
+    batch = make_batch()
+    assert make_resshift(condition_on="lr").condition(batch)["image"] is batch["lr"]
+    assert make_resshift().condition(batch)["image"] is batch["up"]
+
+
+def trained(make: Any) -> DiffusionModule:
+    """A method whose samples depend on the noise."""
+    torch.manual_seed(1)
+    method = make()
+    for parameter in method.network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return method
+
+
+@pytest.mark.parametrize("make", METHODS)
+def test_several_draws(make: Any) -> None:
+    method, batch = trained(make), make_batch()
+    single = method.predict_step(batch, 0)
+    assert set(single) == {"sr"}
+    method.draws = 3
+    images = [
+        method.super_resolve({**batch, "key": [f"{key}{suffix}" for key in batch["key"]]})
+        for suffix in ("", ", draw 2", ", draw 3")
+    ]
+    predicted = method.predict_step(batch, 0)
+    torch.testing.assert_close(predicted["sr"], torch.stack(images).mean(0))
+    torch.testing.assert_close(predicted["std"], torch.stack(images).std(0), atol=1e-6, rtol=1e-4)
+    assert predicted["std"].max() > 0
+
+
+def test_no_draws_are_refused() -> None:
+    with pytest.raises(ValueError, match="draws must be at least 1"):
+        make_dossr(draws=0)
+
+
+class Distance(nn.Module):
+    """Stands in for LPIPS's network, whose weights are not part of the project."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        return (self.weight * (image - target).abs()).mean(dim=(1, 2, 3), keepdim=True)
+
+
+class Metric:
+    net = Distance()
+
+
+def test_perceptual_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(resshift, "lpips", lambda backbone: asked.append(backbone) or Metric())
+    method, batch = make_resshift(perceptual_weight=0.5), make_batch()
+    method.setup("fit")
+    assert asked == ["vgg"]
+    assert "perceptual.weight" in method.frozen_keys()
+    noised = method.noised(batch)
+    output = torch.zeros_like(noised.x0, requires_grad=True)
+    term = method.extra_losses(batch, noised, output)["lpips"]
+    torch.testing.assert_close(term, 0.5 * (noised.anchor.clamp(-1, 1) - batch["hr"]).abs().mean())
+    term.backward()
+    assert output.grad is not None and output.grad.abs().sum() > 0
+
+
+def test_no_perceptual_network_is_loaded_to_predict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resshift, "lpips", lambda backbone: pytest.fail("loaded"))
+    make_resshift(perceptual_weight=0.5).setup("predict")
+    make_resshift().setup("fit")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+def test_published_resshift_weights(tmp_path: Path, prefix: str) -> None:
+    source, target = trained(make_resshift), make_resshift()
+    state = {f"{prefix}{key}": value for key, value in source.network.state_dict().items()}
+    state |= {f"{prefix}input_blocks.1.1.blocks.1.attn_mask": torch.zeros(1)}
+    state |= {f"{prefix}input_blocks.1.1.blocks.1.attn.relative_position_index": torch.zeros(1)}
+    torch.save({"state_dict": state}, tmp_path / "published.pth")
+    import_published(target, tmp_path / "published.pth")
+    batch = make_batch()
+    torch.testing.assert_close(target.super_resolve(batch), source.super_resolve(batch))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(make_resshift(network=UNetSwin(**SWIN, image_halvings=1)).network.state_dict(), tmp_path / "x2.pth")
+    with pytest.raises(CheckpointError, match=r"x2.pth: .*feature_extractor|x2.pth: .*shape|x2.pth: .*size mismatch"):
+        import_published(make_resshift(), tmp_path / "x2.pth")
