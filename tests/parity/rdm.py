@@ -7,10 +7,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.edm_samplers import RelayHeun
+from lightning_modules.diffusion import relay
+from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
 from lightning_modules.diffusion.parameterization import Noised, Preconditioned
 from lightning_modules.diffusion.relay import Relay, block_noise, dct_basis, patch_product
+from lightning_modules.diffusion.space import Pixels
 from lightning_modules.networks.unet_adm import ADMUNet
+from lightning_modules.relay import EDM
 from tests.parity.harness import Check, Comparison, Fixture
 
 TOLERANCE = 1e-6  # the reference computes its gains in float32
@@ -159,10 +162,17 @@ def draws_of_ours(draws: list[Tensor], kwargs: dict[str, Any], nodes: int) -> li
 
 
 def network(fixture: Fixture) -> Iterator[Comparison]:
-    """The ADM U-Net under published weight names."""
-    unet = ADMUNet(**fixture.config["network"]).eval()
-    unet.load_state_dict(fixture.weights)
-    actual = unet(fixture.inputs["x"], fixture.inputs["label"])
+    """The ADM U-Net, with weights that come in through the importer of published files."""
+    method = EDM(
+        network=ADMUNet(**fixture.config["network"]),
+        process=relay.EDM(),
+        parameterization=Preconditioned(),
+        space=Pixels(),
+        sampler=EDMHeun(1),
+        lr_condition="none",
+    )
+    method.load_state_dict(method.adapt_published(fixture.weights))
+    actual = method.network.eval()(fixture.inputs["x"], fixture.inputs["label"])
     yield Comparison("output", actual, fixture.outputs["output"], atol=1e-5)
 
 
