@@ -5,10 +5,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from datamodules.batch import Batch
+from lightning_modules.base import DiffusionModule
 from lightning_modules.diffusion.region import Yoda
+from lightning_modules.diffusion.schedules import Schedule
 from lightning_modules.networks.attention_maps import Constant
+from tests.parity import sr3, srdiff_trajectory
 from tests.parity.harness import Comparison, Fixture
-from tests.parity.srdiff_trajectory import batch_of, inject, srdiff_of
+from tests.parity.sr3 import sr3_of
+from tests.parity.srdiff_trajectory import inject, srdiff_of
 
 
 def check_masks(fixture: Fixture) -> Iterator[Comparison]:
@@ -29,10 +34,8 @@ def draws(fixture: Fixture) -> list[Tensor]:
     return [fixture.inputs["x_T"], *(draw for pair in pairs for draw in pair)]
 
 
-def check_srdiff(fixture: Fixture) -> Iterator[Comparison]:
-    """SRDiff under YODA: the state after every blend, and the image."""
-    model = srdiff_of(fixture, Yoda(Constant(1.0), lower_bound=fixture.config["l"]))
-    batch = batch_of(fixture)
+def states_of(model: DiffusionModule, batch: Batch, fixture: Fixture) -> Tensor:
+    """The state after every blend, `[T,B,3,H,W]`, under the fixture's map and noise."""
     batch["attention"] = fixture.inputs["A"]
     states = []
     anchor = model.space.encode(batch["up"], batch["up"])
@@ -45,9 +48,44 @@ def check_srdiff(fixture: Fixture) -> Iterator[Comparison]:
 
     inject(model, draws(fixture))
     model.sampler(model.denoiser(batch, anchor), model.process, anchor, after_step)
-    yield Comparison("states", torch.stack(states), fixture.outputs["states"], atol=1e-4)
+    return torch.stack(states)
+
+
+def check_srdiff(fixture: Fixture) -> Iterator[Comparison]:
+    """SRDiff under YODA: the state after every blend, and the image."""
+    model = srdiff_of(fixture, Yoda(Constant(1.0), lower_bound=fixture.config["l"]))
+    batch = srdiff_trajectory.batch_of(fixture)
+    states = states_of(model, batch, fixture)
+    yield Comparison("states", states, fixture.outputs["states"], atol=1e-4)
     inject(model, draws(fixture))
     yield Comparison("img_sr", model.enlarge(batch, None), fixture.outputs["img_sr"], atol=1e-4)
 
 
-CHECKS = {"yoda_masks": check_masks, "yoda_srdiff_trajectory": check_srdiff}
+class Given(Schedule):
+    """Betas as a fixture lists them."""
+
+    def __init__(self, betas: list[float]) -> None:
+        super().__init__(len(betas))
+        self.given = betas
+
+    def betas(self) -> Tensor:
+        """See `Schedule.betas`."""
+        return torch.tensor(self.given, dtype=torch.float64)
+
+
+def check_sr3(fixture: Fixture) -> Iterator[Comparison]:
+    """SR3 under YODA: the mask of every step, and the state after every blend."""
+    steps, region = fixture.config["T"], Yoda(Constant(1.0), lower_bound=fixture.config["l"])
+    model = sr3_of(fixture, Given(fixture.config["betas"]), region)
+    times = (steps - torch.arange(steps, dtype=torch.float64)) / steps
+    masks = torch.stack([region.mask(fixture.inputs["A"], t.expand(len(fixture.inputs["A"]))) for t in times])
+    yield Comparison("masks", masks, fixture.outputs["masks"])
+    states = states_of(model, sr3.batch_of(fixture), fixture)
+    yield Comparison("states", states, fixture.outputs["states"], atol=1e-4)
+
+
+CHECKS = {
+    "yoda_masks": check_masks,
+    "yoda_srdiff_trajectory": check_srdiff,
+    "yoda_sr3_trajectory": check_sr3,
+}
