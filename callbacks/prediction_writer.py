@@ -9,16 +9,21 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
+from torch import Tensor
 
 from callbacks.evaluation import gather_by_key
 from lightning_modules.metrics.pixels import to_uint8
+
+WHITE = 32  # grey levels of standard deviation that a picture of it shows in white
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes each enlarged image to `<folder>/<key>.png`, as soon as it is there, and says where.
 
     Sub-folders of the input are kept. A file that exists is never overwritten, whatever wrote it, so that the output
-    may safely go beside the input. Nothing is returned: a folder of photographs would not fit in memory.
+    may safely go beside the input. Where several draws of an image were made, `<key>.png` is their mean and
+    `<key>_std.png` shows how much they differ, see `spread_picture`. Nothing is returned: a folder of photographs would
+    not fit in memory.
 
     Args:
         folder: Where to write; `predictions` in the run's folder by default.
@@ -55,9 +60,10 @@ class PredictionWriter(BasePredictionWriter):
         Raises:
             FileExistsError: there is one.
         """
-        for key in batch["key"]:
-            if self._path(key).exists():
-                raise FileExistsError(_in_the_way(self._path(key)))
+        suffixes = ("", "_std") if getattr(pl_module, "draws", 1) > 1 else ("",)
+        for path in (self._path(key + suffix) for key in batch["key"] for suffix in suffixes):
+            if path.exists():
+                raise FileExistsError(_in_the_way(path))
 
     def write_on_batch_end(
         self,
@@ -70,8 +76,13 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Writes the images of one batch."""
-        pixels = to_uint8(prediction["sr"], batch["key"]).permute(0, 2, 3, 1).contiguous().cpu()
-        for key, image in zip(batch["key"], pixels, strict=True):
+        self._write(prediction["sr"], batch["key"])
+        if "std" in prediction:
+            self._write(spread_picture(prediction["std"]), [f"{key}_std" for key in batch["key"]])
+
+    def _write(self, images: Tensor, keys: Sequence[str]) -> None:
+        pixels = to_uint8(images, keys).permute(0, 2, 3, 1).contiguous().cpu()
+        for key, image in zip(keys, pixels, strict=True):
             write_png(self._path(key), Image.fromarray(np.asarray(image)))
             self._written[key] = None
 
@@ -90,6 +101,15 @@ class PredictionWriter(BasePredictionWriter):
         if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
             raise ValueError(f"{key}: leads out of the folder of results")
         return self._target / f"{key}.png"
+
+
+def spread_picture(std: Tensor) -> Tensor:
+    """Standard deviations of several draws `[B,3,H,W]`, for images in [-1, 1], as a grey picture in [-1, 1].
+
+    Each pixel is the root mean square over its channels; white stands for 32 grey levels and more, in every picture.
+    """
+    grey_levels = std.square().mean(dim=1, keepdim=True).sqrt() * 127.5
+    return (grey_levels / WHITE * 2 - 1).clamp(max=1).expand(-1, 3, -1, -1)
 
 
 def write_png(path: Path, image: Image.Image) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
@@ -200,6 +201,7 @@ def write_checkpoint(model: SuperResolver, config: Mapping[str, Any], path: str 
     """
     frozen, data = model.frozen_keys(), config.get("data") or {}
     content = {
+        "pytorch-lightning_version": lightning.__version__,  # what Lightning asks any file that it is given
         "state_dict": {key: value for key, value in model.state_dict().items() if key not in frozen},
         "hyper_parameters": {"_class_path": config["model"]["class_path"], **config["model"].get("init_args", {})},
         "datamodule_hyper_parameters": {"_class_path": data.get("class_path"), **data.get("init_args", {})},
