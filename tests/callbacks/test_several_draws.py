@@ -33,5 +33,5 @@ def test_a_spread_in_the_way_is_found_before_anything_is_computed(tmp_path: Path
     made, trainer = writer(tmp_path)
     (tmp_path / "a_std.png").touch()
     made.on_predict_batch_start(trainer, SimpleNamespace(draws=1), {"key": ["a"]}, 0)
-    with pytest.raises(FileExistsError, match="a_std.png"):
+    with pytest.raises(FileExistsError, match=r"a_std\.png"):
         made.on_predict_batch_start(trainer, SimpleNamespace(draws=2), {"key": ["a"]}, 0)
