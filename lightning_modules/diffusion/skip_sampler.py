@@ -60,12 +60,12 @@ class Pattern(Decider):
     """Decisions made beforehand.
 
     Args:
-        runs: Boolean `[K]`, the same for each image, or `[K,B]`.
+        runs: Boolean, K for every image or `[K,B]`; the last, forced one has no effect.
     """
 
-    def __init__(self, runs: Tensor) -> None:
+    def __init__(self, runs: list[bool] | Tensor) -> None:
         super().__init__()
-        self.runs = runs
+        self.runs = torch.as_tensor(runs)
 
     def choose(self, decision: int, x: Tensor) -> Tensor:
         """Row `decision` of the pattern."""

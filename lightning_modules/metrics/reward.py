@@ -1,91 +1,181 @@
 """What a skip policy is paid: the quality of its image, compared with the image of all steps, minus a price."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from lightning_modules.metrics.lpips import lpips
+from lightning_modules.metrics.pixels import luma
 
 
-class Term(nn.Module):
-    """One metric of the reward, evaluated per image.
+class Term(nn.Module, ABC):
+    """One measurement of the reward.
 
     Args:
-        metric: Any torchmetrics-style metric over images in [0, 1] that says whether `higher_is_better`.
-        weight: Factor in the reward, positive; a metric where lower is better is subtracted.
-        inverse: Pay 1 / metric instead, as SkipDiff does with NIQE.
+        weight: Factor in the reward, positive; what is better when low is subtracted.
+
+    Raises:
+        ValueError: the weight is not positive.
+    """
+
+    higher_is_better: bool
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        if weight <= 0:
+            raise ValueError(f"a term's weight must be positive, the metric gives the sign; got weight: {weight}")
+        self.weight = weight
+
+    @property
+    def name(self) -> str:
+        """What logs and tables call it."""
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """`[B]` for images `[B,3,H,W]` in [0, 1]."""
+
+    def paid(self, measured: Tensor) -> Tensor:
+        """The share of the reward, `[B]`, that measured values `[B]` bring."""
+        return self.weight * (measured if self.higher_is_better else -measured)
+
+
+class PSNRY(Term):
+    """PSNR in dB on Y of BT.601 studio range, whole image.
+
+    Args:
+        weight: See `Term`.
+    """
+
+    higher_is_better = True
+
+    def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """See `Term.measure`."""
+        return peak_signal_noise_ratio(luma(sr), luma(hr), data_range=1.0, dim=(1, 2, 3), reduction="none")
+
+
+class LPIPS(Term):
+    """LPIPS on AlexNet (arXiv:1801.03924).
+
+    Args:
+        weight: See `Term`.
+
+    Raises:
+        ModuleNotFoundError: torchvision is not installed.
+        FileNotFoundError: AlexNet's weights are not on this machine.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, weight: float) -> None:
+        super().__init__(weight)
+        way_out = "Or pay for what needs no weights: add --config configs/reward/weight_free.yaml"
+        try:
+            self.metric = lpips()
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"{error}. {way_out}") from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}. {way_out}") from error
+
+    def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """See `Term.measure`."""
+        scores = self.metric(2 * sr - 1, 2 * hr - 1)
+        self.metric.reset()
+        return cast(Tensor, scores).view(-1)
+
+
+class MetricTerm(Term):
+    """Any torchmetrics-style metric over images in [0, 1], applied to one image at a time.
+
+    Args:
+        metric: The metric; it must say whether `higher_is_better`.
+        weight: See `Term`.
+        inverse: Pay for 1 / metric, as SkipDiff does with NIQE.
         reference: Whether the metric compares with the target; otherwise it sees the result alone.
 
     Raises:
-        ValueError: the metric does not say which direction is better, or the weight is not positive.
+        ValueError: the metric does not say which direction is better.
     """
 
     def __init__(self, metric: Metric, weight: float = 1.0, inverse: bool = False, reference: bool = True) -> None:
-        super().__init__()
-        if metric.higher_is_better is None or weight <= 0:
-            raise ValueError(
-                f"{type(metric).__name__} with weight {weight}: the reward needs a metric whose `higher_is_better` is "
-                "True or False, and a positive weight"
-            )
-        self.metric, self.weight, self.inverse, self.reference = metric, weight, inverse, reference
+        super().__init__(weight)
+        if metric.higher_is_better is None:
+            raise ValueError(f"{type(metric).__name__} does not say whether more is better: set its `higher_is_better`")
+        self.metric, self.inverse, self.reference = metric, inverse, reference
+        self.higher_is_better = bool(metric.higher_is_better) != inverse
 
     @property
-    def sign(self) -> float:
-        """1 where more of what is paid is better, else -1."""
-        return 1.0 if bool(self.metric.higher_is_better) != self.inverse else -1.0
+    def name(self) -> str:
+        """The metric's class."""
+        return type(self.metric).__name__.lower()
 
     def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """The metric of each image of `[B,3,H,W]` in [0, 1]: `[B]`."""
+        """See `Term.measure`."""
         values = []
         for i in range(len(sr)):
             self.metric.reset()
             self.metric.update(sr[i : i + 1], *([hr[i : i + 1]] if self.reference else []))
-            values.append(torch.as_tensor(self.metric.compute(), dtype=torch.float32, device=sr.device))
+            values.append(torch.as_tensor(self.metric.compute(), device=sr.device).float().view(()))
         self.metric.reset()
         return torch.stack(values)
 
     def paid(self, measured: Tensor) -> Tensor:
-        """The term's share of the reward for measured values `[B]`."""
-        return self.sign * self.weight * (1 / measured if self.inverse else measured)
+        """See `Term.paid`."""
+        return super().paid(1 / measured if self.inverse else measured)
 
 
 class Reward(nn.Module):
-    """Weighted metrics of the final image minus a price for each evaluation of the network.
+    """Weighted measurements of the final image minus a price for each evaluation of the network.
 
     Args:
-        terms: The metrics.
+        terms: The measurements.
         price: For each evaluation of the network.
         relative: Subtract the quality of the image that all steps give with the same noise, which takes the difficulty
             of the image out; the released code does not.
+
+    Raises:
+        ValueError: two terms have one name.
     """
 
     def __init__(self, terms: list[Term], price: float = 0.01, relative: bool = True) -> None:
         super().__init__()
-        self.terms: Sequence[Term] = nn.ModuleList(terms)  # type: ignore[assignment]
+        names = [term.name for term in terms]
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(f"a reward needs terms of different names, got {', '.join(names) or 'none'}")
+        self.terms = nn.ModuleList(terms)
         self.price, self.relative = price, relative
+
+    def __iter__(self) -> Iterator[Term]:
+        """The terms."""
+        return iter(cast(list[Term], self.terms))
 
     @torch.no_grad()
     def measure(self, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """Each metric, `[B]`, by its name, of images `[B,3,H,W]` in [-1, 1], rounded to 8 bits."""
+        """Each measurement, `[B]`, by its name, of images `[B,3,H,W]` in [-1, 1], rounded to 8 bits."""
         with torch.autocast(sr.device.type, enabled=False):
-            sr, hr = eight_bits(sr), eight_bits(hr)
-            return {type(term.metric).__name__: term.measure(sr, hr) for term in self.terms}
+            sr, hr = _eight_bits(sr), _eight_bits(hr)
+            return {term.name: term.measure(sr, hr) for term in self}
 
     def quality(self, measured: dict[str, Tensor]) -> Tensor:
-        """What measured values are worth, `[B]`."""
-        return torch.stack([term.paid(measured[type(term.metric).__name__]) for term in self.terms]).sum(dim=0)
+        """What measurements are worth, `[B]`."""
+        return torch.stack([term.paid(measured[term.name]) for term in self]).sum(dim=0)
 
-    def forward(self, quality: Tensor, reference: Tensor, evaluations: Tensor) -> Tensor:
+    def forward(self, quality: Tensor, *, all_run: Tensor, evaluations: Tensor) -> Tensor:
         """The reward, `[B]`.
 
         Args:
             quality: Of the image, `[B]`.
-            reference: Of the image that all steps give, `[B]`.
+            all_run: Of the image that all steps give, `[B]`; only read if `relative`.
             evaluations: How often the network ran, `[B]`.
         """
-        return quality - reference * self.relative - self.price * evaluations
+        return quality - (all_run if self.relative else 0) - self.price * evaluations
 
 
-def eight_bits(image: Tensor) -> Tensor:
+def _eight_bits(image: Tensor) -> Tensor:
     """Images in [-1, 1] as an 8-bit file would hold them, in [0, 1]."""
     return ((image.float().clamp(-1, 1) + 1) * 127.5).round() / 255

@@ -86,9 +86,7 @@ class SkipPolicy(nn.Module):
         Returns:
             logits `[B,2]` of [run, skip], value `[B]`, next GRU state `[B,width]`.
         """
-        features = self._encode(observation[None], first=decision)
-        output, state = self.gru(features, state[None])
-        logits, value = self._heads(output)
+        logits, value, state = self._read(observation[None], state[None], first=decision)
         return logits[0], value[0], state[0]
 
     def sequence(self, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,8 +98,15 @@ class SkipPolicy(nn.Module):
         Returns:
             logits `[K,B,2]` of [run, skip], values `[K,B]`.
         """
-        output, _ = self.gru(self._encode(observations, first=0))
-        return self._heads(output)
+        state = self.initial_state(observations.shape[1], observations.device)
+        logits, value, _ = self._read(observations, state[None], first=0)
+        return logits, value
+
+    def _read(self, observations: Tensor, state: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """In float32 under autocast as well: the update compares probabilities with those of the rollout."""
+        with torch.autocast(observations.device.type, enabled=False):
+            output, state = self.gru(self._encode(observations.float(), first), state)
+            return self.actor(output), self.critic(output)[..., 0], state
 
     def _encode(self, observations: Tensor, first: int) -> Tensor:
         """Features `[K,B,width]` of observations `[K,B,...]` whose first decision has the index `first`."""
@@ -118,9 +123,6 @@ class SkipPolicy(nn.Module):
         index = torch.arange(first, first + decisions, device=features.device)
         timed: Tensor = features + self.clock(index)[:, None]
         return timed
-
-    def _heads(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        return self.actor(output), self.critic(output)[..., 0]
 
 
 def _norm(kind: str, channels: int) -> nn.Module:

@@ -15,7 +15,7 @@ from lightning_modules.diffusion.schedules import Cosine
 from lightning_modules.diffusion.skip_sampler import Pattern, PolicyDecider, SkipSampler
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import VP
-from lightning_modules.metrics.reward import Reward, Term
+from lightning_modules.metrics.reward import MetricTerm, Reward
 from lightning_modules.networks.skip_policy import SkipPolicy
 from lightning_modules.networks.unet_sr3 import SR3UNet
 from lightning_modules.sr3 import SR3
@@ -267,7 +267,7 @@ def check_training_rollout(fixture: Fixture) -> Iterator[Comparison]:
     decider = StateRecorder(policy, inputs["actions"])
     sampler, run = official_run(fixture, decider, slice(None))
     image = run(sampler)
-    reward = Reward([Term(StandIn(), inverse=True)], price=0, relative=False)
+    reward = Reward([MetricTerm(StandIn(), inverse=True)], price=0, relative=False)
     terminal = reward.quality(reward.measure(image, inputs["hr"]))
     rewards = torch.zeros(sampler.decisions, batch_size)
     rewards[-1] = terminal

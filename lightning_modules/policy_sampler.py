@@ -1,0 +1,60 @@
+"""A trained skip policy in the place of any sampler."""
+
+import torch
+from torch import Tensor
+
+from lightning_modules.checkpoint import CheckpointError, model_config, read_checkpoint
+from lightning_modules.diffusion.process import Process
+from lightning_modules.diffusion.samplers import AfterStep, Denoise
+from lightning_modules.diffusion.skip_sampler import PolicyDecider, SkipSampler
+from lightning_modules.networks.skip_policy import SkipPolicy
+
+SKIPDIFF = "lightning_modules.skipdiff.SkipDiff"
+
+
+class PolicySampler(SkipSampler):
+    """A trained skip policy as the sampler of any method whose process has the noise levels it was trained on.
+
+    Args:
+        checkpoint: A checkpoint of `SkipDiff`; its base is not read.
+
+    Raises:
+        CheckpointError: the checkpoint is unusable, or of another method.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        content = read_checkpoint(checkpoint)
+        config = model_config(content, checkpoint)
+        arguments, state = config["init_args"], content["state_dict"]
+        if config["class_path"] != SKIPDIFF:
+            raise CheckpointError(f"{checkpoint}: holds {config['class_path']}, not a skip policy (SkipDiff)")
+        self.policy = SkipPolicy(**arguments["policy"].get("init_args", {}))
+        weights = {key.removeprefix("policy."): value for key, value in state.items() if key.startswith("policy.")}
+        self.policy.load_state_dict(weights)
+        self.policy.eval().requires_grad_(False)
+        self.checkpoint, self.levels = checkpoint, state["levels"]
+        plan = {name: arguments[name] for name in ("coarse_steps", "fine_steps", "skip", "start") if name in arguments}
+        super().__init__(PolicyDecider(self.policy, greedy=True), **plan)
+
+    def times(self, process: Process) -> tuple[Tensor, Tensor]:
+        """See `SkipSampler.times`.
+
+        Raises:
+            ValueError: the process has no such steps, or other noise levels at them.
+        """
+        coarse, fine = super().times(process)
+        found = process.std(fine)
+        if not torch.allclose(found.cpu(), self.levels.cpu(), rtol=1e-4, atol=1e-6):
+            raise ValueError(
+                f"{self.checkpoint}: the policy was trained at noise levels from {float(self.levels[0]):.4g} to "
+                f"{float(self.levels[-2]):.4g}, but at these times {type(process).__name__} has {float(found[0]):.4g} "
+                f"to {float(found[-2]):.4g}: train a policy on this method"
+            )
+        return coarse, fine
+
+    def __call__(
+        self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
+    ) -> Tensor:
+        """See `Sampler.__call__`."""
+        self.policy.to(anchor.device)
+        return super().__call__(denoise, process, anchor, after_step)

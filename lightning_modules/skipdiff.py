@@ -1,0 +1,262 @@
+"""SkipDiff: a policy, trained by reinforcement, skips sampling steps of a trained method (AAAI 2024, paper 28195)."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from datamodules.batch import Batch
+from lightning_modules.base import DiffusionModule, SuperResolver
+from lightning_modules.checkpoint import load_method
+from lightning_modules.diffusion.ppo import Judgement, Loss, Objective
+from lightning_modules.diffusion.samplers import Sampler
+from lightning_modules.diffusion.skip_sampler import PolicyDecider, Skip, SkipSampler
+from lightning_modules.metrics.reward import Reward
+from lightning_modules.networks.skip_policy import SkipPolicy
+from lightning_modules.skip_rollouts import Episodes, Rollouts
+from lightning_modules.skip_table import SkipTable
+
+SETTLING = 10  # iterations over which the natural scale of the advantage is measured
+
+
+class SkipDiff(SuperResolver):
+    """Trains a skip policy on a frozen method with PPO; super-resolves with what it has learned.
+
+    Each step of training plays one batch: coarse chain, ten decisions drawn from the policy, reward; then `epochs`
+    passes over whole episodes, in which gradients flow through all decisions. REINFORCE is `epochs=1` with an
+    `Objective` of `clip=inf` and `value_weight=0`. Lightning counts optimizer steps: `max_steps` is batches times
+    `epochs` times `minibatches`.
+
+    Where we depart from the released code: a skip keeps the image at its own noise level, the forced last decision does
+    not enter the loss, rewards are not discounted, advantages are standardized instead of returns, evaluations have a
+    price, and the network runs on the part of the batch that runs. `configs/skipdiff/official.yaml` undoes it all.
+
+    Args:
+        base_checkpoint: Checkpoint of a trained diffusion method; its weights stay as they are.
+        policy: The policy.
+        reward: What is paid.
+        objective: The loss.
+        coarse_steps: See `SkipSampler`.
+        fine_steps: See `SkipSampler`.
+        skip: See `SkipSampler`.
+        start: See `SkipSampler`.
+        epochs: Passes over each batch of episodes.
+        minibatches: Parts that each pass is split into, by images.
+        gradient_clip: Largest norm of the gradient; None for no limit.
+        count_forced: Let the forced last decision enter the loss, as released.
+        advantage_floor: Least divisor of the advantage, as a share of its deviation in the first ten iterations.
+        table_images: Test images on which skipping is compared with its alternatives, every fixed subset included.
+        optimizer: From the policy's parameters to an optimizer.
+
+    Raises:
+        CheckpointError: the base's checkpoint cannot be used.
+        ValueError: the base does not sample by diffusion, or its process has no such levels.
+    """
+
+    base_fingerprint: Tensor
+    levels: Tensor
+    advantage_scale: Tensor
+
+    def __init__(
+        self,
+        base_checkpoint: str,
+        policy: SkipPolicy,
+        reward: Reward,
+        objective: Objective = Objective(),
+        coarse_steps: int = 10,
+        fine_steps: int = 100,
+        skip: Skip = "respaced",
+        start: float = 1.0,
+        epochs: int = 4,
+        minibatches: int = 1,
+        gradient_clip: float | None = 0.5,
+        count_forced: bool = False,
+        advantage_floor: float = 0.1,
+        table_images: int = 100,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.base_checkpoint = base_checkpoint
+        self.base = frozen_base(base_checkpoint)
+        self.policy, self.reward, self.objective = policy, reward, objective
+        self.greedy = PolicyDecider(policy, greedy=True)
+        self.plan = SkipSampler(self.greedy, coarse_steps, fine_steps, skip, start)
+        self.epochs, self.minibatches, self.gradient_clip = epochs, minibatches, gradient_clip
+        self.count_forced, self.advantage_floor, self.table_images = count_forced, advantage_floor, table_images
+        self.optimizer = optimizer
+        self.register_buffer("base_fingerprint", fingerprint(self.base))
+        self.register_buffer("levels", self.base.process.std(self.plan.times(self.base.process)[1]))
+        self.register_buffer("advantage_scale", torch.zeros(2))  # sum over the first iterations, and their number
+        self.rollouts = Rollouts(self.base, self.plan, reward)
+        self.table = SkipTable()
+
+    # What every method does.
+
+    @property
+    def stride(self) -> int:  # type: ignore[override]
+        """The base's."""
+        return self.base.stride
+
+    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
+        """The base's image under the policy's likelier actions."""
+        return self.base.enlarge(batch, sampler or self.plan)
+
+    def protocol(self) -> str:
+        """The sampler's name."""
+        return self.plan.name
+
+    def preview(self, batch: Batch) -> dict[str, Tensor]:
+        """The base's."""
+        return self.base.preview(batch)
+
+    def train(self, mode: bool = True) -> "SkipDiff":
+        """Sets the mode of the policy alone; the base stays in eval mode."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads the policy.
+
+        Raises:
+            ValueError: it was trained on another base, or its tensors do not fit.
+        """
+        stored = state_dict.get("base_fingerprint", self.base_fingerprint)
+        if not torch.equal(stored.cpu(), self.base_fingerprint.cpu()):
+            raise ValueError(
+                f"the policy was trained on another base than {self.base_checkpoint}: the weights of its own have the "
+                f"SHA-256 {_hex(stored)}..., these {_hex(self.base_fingerprint)}... Give its own base as "
+                "--model.init_args.base_checkpoint, train a policy for this one, or use it with this one knowingly, as "
+                "the sampler lightning_modules.policy_sampler.PolicySampler"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The configured optimizer over the policy."""
+        return self.optimizer(self.policy.parameters())
+
+    # Training.
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Plays one batch, with noise of its own in each iteration, and learns from it."""
+        keys = [f"{key}/iteration {self.global_step}" for key in batch["key"]]
+        episodes = self.rollouts.play(cast(Batch, {**batch, "key": keys}), self.policy, self.count_forced)
+        losses = self.learn(episodes)
+        self._log_training(episodes, losses)
+
+    def learn(self, episodes: Episodes) -> list[Loss]:
+        """All passes over a batch of episodes; the loss of each step."""
+        optimizer = cast(torch.optim.Optimizer, self.optimizers())
+        rewards = torch.zeros_like(episodes.judged.value)
+        rewards[-1] = episodes.rewards
+        targets = self.objective.targets(rewards, episodes.counted)
+        floor = self._advantage_floor(targets, episodes)
+        losses = []
+        for _ in range(self.epochs):
+            order = torch.randperm(rewards.shape[1], device=rewards.device)
+            for rows in order.tensor_split(self.minibatches):
+                now = Judgement.of(*self.policy.sequence(episodes.observations[:, rows]), episodes.actions[:, rows])
+                loss = self.objective.loss(
+                    now,
+                    old_logprob=episodes.judged.logprob[:, rows],
+                    targets=targets[:, rows],
+                    counted=episodes.counted[:, rows],
+                    floor=floor,
+                )
+                optimizer.zero_grad()
+                self.manual_backward(loss.total)
+                if self.gradient_clip is not None:
+                    nn.utils.clip_grad_norm_(self.policy.parameters(), self.gradient_clip)
+                optimizer.step()
+                losses.append(loss)
+        return losses
+
+    def _advantage_floor(self, targets: Tensor, episodes: Episodes) -> float:
+        """A share of the raw advantage's deviation, averaged over the first iterations."""
+        if self.advantage_scale[1] < SETTLING:
+            raw = (targets - episodes.judged.value)[episodes.counted]
+            self.advantage_scale += torch.stack([raw.std(correction=0), raw.new_ones(())])
+        return self.advantage_floor * float(self.advantage_scale[0] / self.advantage_scale[1])
+
+    def _log_training(self, episodes: Episodes, losses: list[Loss]) -> None:
+        first, last = losses[0], losses[-1]
+        scores = {
+            "loss": last.total,
+            "reward": episodes.rewards.mean(),
+            "evaluations": episodes.evaluations.float().mean(),
+            "entropy": episodes.judged.entropy[episodes.counted].mean(),
+            "value_loss": last.value,
+            "explained_variance": first.explained_variance,
+            "kl": last.kl,
+            "clipped": last.clipped,
+            "first_ratio_deviation": first.ratio_deviation,
+            "without_reward": 1 - episodes.counted[0].float().mean(),
+        }
+        rates = {f"run_rate/{k}": rate for k, rate in enumerate(episodes.ran[:-1].float().mean(dim=1))}
+        for name, value in {**scores, **rates}.items():
+            self.log(f"train/{name}", value, prog_bar=name in ("reward", "evaluations"))
+
+    # Validation and test.
+
+    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs what the policy decided."""
+        self._log_decisions("val")
+
+    def on_test_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs what the policy decided, and compares its images with those of other ways to skip."""
+        self._log_decisions("test")
+        if self.table.images < self.table_images:
+            self.rollouts.compare(batch, self.greedy, outputs["sr"], self.table)
+
+    def on_test_epoch_start(self) -> None:
+        """Empties the table."""
+        self.table.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Prints and logs the table."""
+        self.table.reduce(self.trainer.strategy)
+        for name, row in self.table.rows().items():
+            self.log(f"test/reward/{name}", row["reward"], rank_zero_only=True)
+        if self.trainer.is_global_zero:
+            self.table.print()
+
+    def _log_decisions(self, stage: str) -> None:
+        ran, evaluations = torch.stack(self.greedy.ran), self.plan.evaluations(self.greedy)
+        judged = self.greedy.judgement()
+        shares = {"evaluations": evaluations.float().mean(), "entropy": judged.entropy[:-1].mean()}
+        for count in range(self.plan.coarse_steps, self.plan.coarse_steps + self.plan.decisions):
+            shares[f"evaluations_{count}"] = (evaluations == count).float().mean()
+        for k, rate in enumerate(ran[:-1].float().mean(dim=1)):
+            shares[f"run_rate/{k}"] = rate
+        for name, value in shares.items():
+            self.log(f"{stage}/{name}", value, batch_size=ran.shape[1], on_epoch=True, sync_dist=True)
+
+
+def frozen_base(path: str) -> DiffusionModule:
+    """The trained method at `path`, frozen.
+
+    Raises:
+        ValueError: it does not sample by diffusion.
+    """
+    base = load_method(path)
+    if not isinstance(base, DiffusionModule):
+        raise ValueError(f"{path}: holds a {type(base).__name__}, which takes no sampling steps that could be skipped")
+    return base.requires_grad_(False)
+
+
+def fingerprint(module: nn.Module) -> Tensor:
+    """SHA-256 of all weights and their names, uint8 `[32]`."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+
+
+def _hex(digest: Tensor) -> str:
+    return bytes(digest.tolist())[:6].hex()
