@@ -7,11 +7,11 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from datamodules.batch import Batch
+from datamodules.batch import Batch, make_batch, signed
 from datamodules.crops import CenterCrop, RandomCrop
 from datamodules.degradations.bicubic import Bicubic
 from datamodules.degradations.degradation import Degradation
-from datamodules.degradations.enlarge import Enlargement, enlarge
+from datamodules.degradations.enlarge import Enlargement
 from datamodules.sources import Source
 from datamodules.streams import EvalStream, Loader, Place, RawBatch, TrainStream
 
@@ -150,7 +150,7 @@ class SRDataModule(LightningDataModule, ABC):
 
     def assemble(self, lr: Tensor, key: list[str], hr: Tensor | None = None) -> Batch:
         """A `Batch` from images in [0,1]."""
-        batch = Batch(lr=signed(lr), up=signed(enlarge(lr, scale=self.scale, kernel=self.up_kernel)), key=key)
+        batch = make_batch(lr, key, scale=self.scale, kernel=self.up_kernel)
         if hr is not None:
             batch["hr"] = signed(hr)
         return batch
@@ -164,8 +164,3 @@ class SRDataModule(LightningDataModule, ABC):
 def unit(image: Tensor) -> Tensor:
     """0..255 to [0,1] float32."""
     return image.float() / 255
-
-
-def signed(image: Tensor) -> Tensor:
-    """[0,1] to [-1,1]."""
-    return image * 2 - 1

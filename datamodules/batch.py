@@ -4,6 +4,8 @@ from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
+from datamodules.degradations.enlarge import Enlargement, enlarge
+
 
 class Batch(TypedDict):
     """Images of one step, in [-1, 1] float32, `[B,C,H,W]`.
@@ -18,3 +20,13 @@ class Batch(TypedDict):
     key: list[str]  # "div2k/0801"; validation degradations and noise are functions of it
     hr: NotRequired[Tensor]  # [B,3,H,W], the target
     attention: NotRequired[Tensor]  # [B,1,H,W] in [0,1], where the data set carries a map
+
+
+def make_batch(lr: Tensor, key: list[str], *, scale: int, kernel: Enlargement) -> Batch:
+    """A batch without targets from low-resolution images `[B,3,h,w]` in [0, 1]."""
+    return Batch(lr=signed(lr), up=signed(enlarge(lr, scale=scale, kernel=kernel)), key=key)
+
+
+def signed(image: Tensor) -> Tensor:
+    """[0, 1] to [-1, 1]."""
+    return image * 2 - 1

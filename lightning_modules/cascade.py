@@ -1,0 +1,79 @@
+"""Several trained methods in a row, each of which enlarges what the one before it made."""
+
+from math import prod
+
+from torch import Tensor, nn
+
+from datamodules.batch import Batch, make_batch
+from lightning_modules.base import SuperResolver
+from lightning_modules.checkpoint import CheckpointError, data_config, load_method, read_checkpoint
+from lightning_modules.diffusion.samplers import Sampler
+
+
+class Cascade(SuperResolver):
+    """Chains checkpoints: 16 -> 64 -> 256, or a generator's images and from there on. It is used, never trained.
+
+    A stage's scale, and how low-resolution images are enlarged for it, are those that its checkpoint was trained with.
+    With Relay Diffusion as the second stage this is the paper's pipeline (arXiv:2309.03350): the finished image of one
+    resolution goes on in the next at a moderate noise level.
+
+    Args:
+        stages: Checkpoints, from the smallest images to the largest.
+        generate: The first stage ignores the low-resolution image and generates one of its size (an `EDM` with
+            `lr_condition: none`); `datamodules.seeds.Seeds` is the data for it.
+        samplers: One for each stage, null where a stage keeps its own; by default all do.
+
+    Raises:
+        ValueError: there are no stages, or not as many samplers as stages.
+        CheckpointError: a checkpoint cannot be used, or does not say what scale it was trained for.
+    """
+
+    def __init__(self, stages: list[str], generate: bool = False, samplers: list[Sampler | None] | None = None) -> None:
+        super().__init__()
+        if not stages:
+            raise ValueError("a cascade needs checkpoints: --model.init_args.stages '[FIRST.ckpt, SECOND.ckpt]'")
+        self.samplers = samplers or [None] * len(stages)
+        if len(self.samplers) != len(stages):
+            raise ValueError(f"samplers: {len(self.samplers)} for {len(stages)} stages; give one, or null, for each")
+        self.stages = nn.ModuleList([load_method(path).requires_grad_(False) for path in stages])
+        self.data = [data_config(read_checkpoint(path)) for path in stages]
+        for path, data in zip(stages, self.data, strict=True):
+            if "scale" not in data:
+                raise CheckpointError(f"{path}: does not say what scale it was trained for, and cannot be a stage")
+        if generate:
+            self.data[0]["scale"] = 1
+
+    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
+        """Passes the images through every stage.
+
+        Args:
+            batch: See `SuperResolver.super_resolve`.
+            sampler: Replaces the last stage's.
+
+        Raises:
+            ValueError: the stages enlarge by another factor than the data asks for.
+        """
+        scales = [data["scale"] for data in self.data]
+        asked = batch["up"].shape[-1] // batch["lr"].shape[-1]
+        if prod(scales) != asked:
+            factors = " ".join(f"x{scale}" for scale in scales)
+            raise ValueError(
+                f"the stages enlarge by {factors}, x{prod(scales)} in all, but the data is configured for x{asked}: "
+                f"set --data.init_args.scale {prod(scales)}"
+            )
+        samplers = [*self.samplers[:-1], sampler or self.samplers[-1]]
+        image = (batch["lr"] + 1) / 2
+        for index, (stage, data) in enumerate(zip(self.stages, self.data, strict=True)):
+            assert isinstance(stage, SuperResolver)
+            keys = [f"{key}, stage {index + 1}" for key in batch["key"]]  # noise of its own for each stage
+            small = make_batch(image, keys, scale=data["scale"], kernel=data.get("up_kernel", "matlab"))
+            image = (stage.super_resolve(small, samplers[index]) + 1) / 2
+        return image * 2 - 1
+
+    def protocol(self) -> str:
+        """What the stages say of themselves, in order."""
+        names = []
+        for stage, sampler in zip(self.stages, self.samplers, strict=True):
+            assert isinstance(stage, SuperResolver)
+            names.append(stage.protocol() if sampler is None else sampler.name)
+        return " > ".join(names)
