@@ -119,12 +119,12 @@ def write_png(path: Path, image: Image.Image) -> None:
         FileExistsError: there is a file of that name.
         OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
             image.save(file, format="PNG")
     except FileExistsError as error:
-        raise FileExistsError(_in_the_way(path)) from error
+        raise FileExistsError(_in_the_way(Path(error.filename))) from error
     except OSError as error:
         path.unlink(missing_ok=True)
         raise OSError(

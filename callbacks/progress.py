@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 WINDOW = 20  # steps that times are averaged over
@@ -67,4 +68,6 @@ class Progress(TQDMProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves the validation out of the step times."""
         super().on_validation_end(trainer, pl_module)
+        if self.lines and trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
+            self._print_line(trainer, pl_module)
         self._mark = perf_counter()

@@ -1,0 +1,1 @@
+"""Tests of the callbacks, on one small method and one small data set."""

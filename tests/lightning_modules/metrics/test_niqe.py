@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import savemat
+from scipy.ndimage import correlate, gaussian_filter
+from scipy.stats import gennorm
+from skimage.data import astronaut, cat, coffee, rocket
+from torch import Tensor
+
+from lightning_modules.metrics.niqe import FEATURES, NIQE, asymmetric_fit, features, fit_model, read_model
+from lightning_modules.metrics.pixels import luma
+
+BLOCK = 32
+
+
+def tensor_of(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels / 255.0).permute(2, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the tiles of three photographs, as a file."""
+    photos = [tensor_of(photo()) for photo in (astronaut, coffee, rocket)]
+    tiles = [tile for photo in photos for rows in photo.split(96, dim=1) for tile in rows.split(96, dim=2)]
+    fitted = fit_model([tile for tile in tiles if min(tile.shape[1:]) >= BLOCK], BLOCK)
+    path = tmp_path_factory.mktemp("niqe") / "model.npz"
+    np.savez(path, mu_pris_param=fitted.mean.numpy()[None], cov_pris_param=fitted.covariance.numpy())
+    return path
+
+
+@pytest.mark.parametrize("shape", [0.6, 1.0, 2.0, 4.0])
+def test_the_fit_recovers_the_distribution_that_was_drawn_from(shape: float) -> None:
+    values = gennorm.rvs(shape, scale=3.0, size=(2, 200_000), random_state=0)
+    found, left, right = asymmetric_fit(torch.from_numpy(values))
+    assert found.tolist() == pytest.approx([shape] * 2, rel=0.05)
+    assert left.tolist() == pytest.approx([3.0] * 2, rel=0.03)
+    assert right.tolist() == pytest.approx([3.0] * 2, rel=0.03)
+
+
+def test_the_fit_tells_left_from_right() -> None:
+    draws = torch.randn(1, 100_000, generator=torch.Generator().manual_seed(0))
+    _, left, right = asymmetric_fit(torch.where(draws < 0, draws * 2, draws * 5))
+    assert float(right / left) == pytest.approx(2.5, rel=0.02)
+
+
+def test_pixels_are_normalised_and_sharpness_is_measured_as_the_paper_says() -> None:
+    image = 255 * luma(tensor_of(astronaut()[:64, 64:160]))[0].numpy()
+    offsets = np.arange(7) - 3
+    window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * (7 / 6) ** 2))
+    window /= window.sum()
+    mean = correlate(image, window, mode="nearest")
+    deviation = np.sqrt(np.abs(correlate(image**2, window, mode="nearest") - mean**2))
+    normalised = torch.from_numpy((image - mean) / (deviation + 1))
+
+    found, sharpness = features(torch.from_numpy(image)[None, None], BLOCK)
+
+    assert found.shape == (6, FEATURES)
+    np.testing.assert_allclose(sharpness[1], deviation[:BLOCK, BLOCK : 2 * BLOCK].mean(), rtol=1e-9)
+    shape, left, right = asymmetric_fit(normalised[:BLOCK, BLOCK : 2 * BLOCK].reshape(1, -1))
+    np.testing.assert_allclose(found[1, :2], torch.cat([shape, (left + right) / 2]), rtol=1e-9)
+
+
+def test_blur_and_noise_score_worse_than_the_photograph(model: Path) -> None:
+    photo = cat().astype(float)
+    blurred = gaussian_filter(photo, (2, 2, 0))
+    noisy = np.clip(photo + np.random.default_rng(0).normal(0, 25, photo.shape), 0, 255)
+    clean, blur, noise = NIQE(str(model), BLOCK).per_image(
+        torch.stack([tensor_of(image) for image in (photo, blurred, noisy)])
+    )
+    assert clean < blur
+    assert clean < noise
+
+
+def test_the_mean_over_batches_is_that_of_single_images(model: Path) -> None:
+    metric = NIQE(str(model), BLOCK)
+    images = torch.stack([tensor_of(photo()[:128, :160]) for photo in (astronaut, coffee, cat)])
+    metric.update(images[:2])
+    metric.update(images[2:])
+    singles = [float(metric.per_image(image[None])) for image in images]
+    assert float(metric.compute()) == pytest.approx(np.mean(singles), rel=1e-12)
+
+
+def test_an_image_without_texture_has_no_score(model: Path) -> None:
+    assert NIQE(str(model), BLOCK).per_image(torch.full((1, 3, 64, 64), 0.5)).isnan().all()
+
+
+def test_too_few_blocks_are_refused_with_the_block_that_fits(model: Path) -> None:
+    with pytest.raises(ValueError, match="2x2 blocks of 96 pixels, got an image of 128x128; set block to at most 64"):
+        NIQE(str(model)).per_image(torch.zeros(1, 3, 128, 128))
+
+
+def test_models_are_read_from_both_formats(model: Path, tmp_path: Path) -> None:
+    mean, covariance = read_model(model)
+    savemat(tmp_path / "model.mat", {"mu_prisparam": mean.numpy()[None], "cov_prisparam": covariance.numpy()})
+    again = read_model(tmp_path / "model.mat")
+    assert torch.equal(again.mean, mean)
+    assert torch.equal(again.covariance, covariance)
+
+
+def test_a_missing_or_foreign_model_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="NIQE needs a model of natural photographs"):
+        NIQE(str(tmp_path / "absent.npz"))
+    np.savez(tmp_path / "other.npz", weights=np.zeros(3))
+    with pytest.raises(ValueError, match=r"other\.npz: holds no mean and covariance"):
+        NIQE(str(tmp_path / "other.npz"))
+
+
+def test_a_model_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    harmful = np.array([print], dtype=object)
+    np.savez(tmp_path / "harmful.npz", mu_pris_param=harmful, cov_pris_param=harmful)
+    with pytest.raises(ValueError, match="holds no mean and covariance"):
+        read_model(tmp_path / "harmful.npz")
