@@ -1,22 +1,22 @@
 """Writes WebDataset shards: `{name}-{split}-{000000..N}.tar` and, beside them, a `dataset.json`.
 
-A sample is `key.hr.png`, for pairs `key.lr.png`, and `key.json` (source file, size, box). A shard appears under its
-name only when it is whole, so a killed run goes on with the missing ones; the same files and settings give the same
-bytes.
+A sample is `key.hr.png`, for pairs `key.lr.png`, and `key.json` (source file, box). A shard appears under its name only
+when it is whole, so a killed run goes on with the missing ones; the same files and settings give the same bytes.
 """
 
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from filelock import FileLock
 from PIL import Image
@@ -24,57 +24,70 @@ from rich.progress import track
 from webdataset.writer import TarWriter
 
 from datamodules.images import ImageError, Pixels, decode, transparent
+from datamodules.shards import read_contents
 
 _KEPT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # formats whose bytes go into the shard as they are
-_ORIENTATION = 0x0112  # EXIF: values from 5 on swap width and height
+_log = logging.getLogger(__name__)
+
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-class PackError(Exception):
+class PackError(ValueError):
     """The set cannot be packed; the message names the file or the setting and the way out."""
 
 
 @dataclass(frozen=True)
+class View:
+    """What is taken from a file: all of it or a box, resized to a square by Pillow if `side` is given."""
+
+    path: Path
+    box: Box | None = None
+    side: int | None = None
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+@dataclass(frozen=True)
 class Piece:
-    """One sample to pack: a whole image, or the part of it in `box`; `lr` holds it `scale` times smaller."""
+    """One sample to pack; the key has no dots."""
 
     key: str
-    hr: Path
-    lr: Path | None = None
-    box: Box | None = None
-    scale: int = 1
+    hr: View
+    lr: View | None = None
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What a packed split is called and how it is cut into shards."""
+    """What a packed split is called and how it is cut into shards.
+
+    Attributes:
+        name: of the set; the first part of every key.
+        split: "train", "val", "test", ...
+        per_shard: samples in a shard. There should be more shards than loading processes where they are remote.
+        licence: noted in `dataset.json`.
+        leave_out: name unreadable images and go on without them, instead of stopping.
+    """
 
     name: str
     split: str
     per_shard: int = 256
     licence: str = ""
+    leave_out: bool = False
 
-
-def tiles(width: int, height: int, crop: int, step: int) -> Iterator[Box]:
-    """Overlapping squares that cover an image, row by row; the last of a row or column ends at the border.
-
-    Raises:
-        PackError: the image is smaller than `crop`.
-    """
-    if min(width, height) < crop:
-        raise PackError(f"{width}x{height} is below the crop of {crop}x{crop}")
-    for top in _starts(height, crop, step):
-        for left in _starts(width, crop, step):
-            yield left, top, left + crop, top + crop
-
-
-def _starts(length: int, crop: int, step: int) -> list[int]:
-    starts = list(range(0, length - crop + 1, step))
-    return starts if starts[-1] == length - crop else [*starts, length - crop]
+    @property
+    def prefix(self) -> str:
+        """What the shards' names begin with."""
+        return f"{self.name}-{self.split}"
 
 
 def pack(pieces: Sequence[Piece], out: Path, packing: Packing, *, workers: int = 1, overwrite: bool = False) -> None:
     """Writes the shards of one split and enters them into `dataset.json`; finished shards are kept.
+
+    Args:
+        pieces: what to pack, in order.
+        out: folder for the shards.
+        packing: names and sizes.
+        workers: processes.
+        overwrite: replace shards of this split that were packed from other files or with other settings.
 
     Raises:
         PackError: no piece, two of one key, an unreadable image, no room on the disk, or `out` holds this split packed
@@ -82,12 +95,12 @@ def pack(pieces: Sequence[Piece], out: Path, packing: Packing, *, workers: int =
     """
     _check_keys(pieces)
     out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / f".{packing.name}-{packing.split}.lock"):
+    with FileLock(out / f".{packing.prefix}.lock"):
         plan = _fingerprint(pieces, packing)
-        if _finished(out, packing) == plan and not overwrite:
+        if _finished(out, packing) == plan:
             return
         _claim(out, packing, plan, overwrite)
-        _enter(out, packing, plan, list(_write_all(pieces, out, packing, workers)), paired=pieces[0].lr is not None)
+        _enter(out, packing, plan, list(_write_all(pieces, out, packing, workers)))
 
 
 def _check_keys(pieces: Sequence[Piece]) -> None:
@@ -96,20 +109,23 @@ def _check_keys(pieces: Sequence[Piece]) -> None:
     seen: dict[str, Path] = {}
     for piece in pieces:
         if piece.key in seen:
-            raise PackError(f"{seen[piece.key]} and {piece.hr} have the same key {piece.key!r}: rename one")
-        seen[piece.key] = piece.hr
+            raise PackError(f"{seen[piece.key]} and {piece.hr.path} have the same key {piece.key!r}: rename one")
+        seen[piece.key] = piece.hr.path
 
 
 def _fingerprint(pieces: Sequence[Piece], packing: Packing) -> str:
     size = lru_cache(maxsize=2)(os.path.getsize)
-    told = [(piece.key, piece.box, size(piece.hr), piece.lr and size(piece.lr)) for piece in pieces]
-    return hashlib.sha256(json.dumps([asdict(packing), told]).encode()).hexdigest()
+
+    def told(view: View) -> list[Any]:
+        return [size(view.path), view.box, view.side, view.resample]
+
+    listed = [[piece.key, told(piece.hr), piece.lr and told(piece.lr)] for piece in pieces]
+    return hashlib.sha256(json.dumps([asdict(packing), listed]).encode()).hexdigest()
 
 
-def _description(out: Path) -> dict[str, Any]:
+def _description(out: Path) -> list[dict[str, Any]]:
     path = out / "dataset.json"
-    described: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"format": 1, "splits": []}
-    return described
+    return list(json.loads(path.read_text())["splits"]) if path.exists() else []
 
 
 def _is(split: dict[str, Any], packing: Packing) -> bool:
@@ -118,7 +134,7 @@ def _is(split: dict[str, Any], packing: Packing) -> bool:
 
 def _finished(out: Path, packing: Packing) -> str | None:
     """The fingerprint of this split if `dataset.json` has it and its shards are there."""
-    for split in _description(out)["splits"]:
+    for split in _description(out):
         if _is(split, packing) and all((out / shard["file"]).exists() for shard in split["shards"]):
             return str(split["fingerprint"])
     return None
@@ -126,50 +142,53 @@ def _finished(out: Path, packing: Packing) -> str | None:
 
 def _claim(out: Path, packing: Packing, fingerprint: str, overwrite: bool) -> None:
     """Notes what is being packed, so that a later run knows which shards it may keep."""
-    note = out / f".{packing.name}-{packing.split}.plan"
-    shards = list(out.glob(f"{packing.name}-{packing.split}-*.tar"))
-    if shards and not overwrite and (not note.exists() or note.read_text() != fingerprint):
-        raise PackError(
-            f"{out} holds {packing.name}-{packing.split} packed from other files or with other settings: "
-            "give another folder, or --overwrite"
-        )
-    for shard in shards if overwrite else ():
-        shard.unlink()
-    with _whole(note) as file:
+    note = out / f".{packing.prefix}.plan"
+    if note.exists() and note.read_text() == fingerprint:
+        stale = list(out.glob(f".{packing.prefix}-*.part"))  # of a run that was killed
+    else:
+        stale = list(out.glob(f"{packing.prefix}-*.tar"))
+        if stale and not overwrite:
+            raise PackError(
+                f"{out}: holds {packing.prefix} packed from other files or with other settings; "
+                "give another folder, or --overwrite"
+            )
+    for path in stale:
+        path.unlink()
+    with whole_file(note) as file:
         file.write(fingerprint.encode())
 
 
 def _write_all(pieces: Sequence[Piece], out: Path, packing: Packing, workers: int) -> Iterator[dict[str, Any]]:
     parts = [pieces[start : start + packing.per_shard] for start in range(0, len(pieces), packing.per_shard)]
-    paths = [out / f"{packing.name}-{packing.split}-{number:06d}.tar" for number in range(len(parts))]
+    paths = [out / f"{packing.prefix}-{number:06d}.tar" for number in range(len(parts))]
+    write = partial(write_shard, leave_out=packing.leave_out)
+    label = f"packing {packing.prefix}"
     if workers == 1:
-        yield from _tracked(map(write_shard, paths, parts), packing, len(paths))
+        yield from track(map(write, paths, parts), label, len(paths), disable=len(paths) == 1)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from _tracked(pool.map(write_shard, paths, parts), packing, len(paths))
+        yield from track(pool.map(write, paths, parts), label, len(paths))
 
 
-def _tracked(shards: Iterator[dict[str, Any]], packing: Packing, total: int) -> Iterator[dict[str, Any]]:
-    yield from track(shards, f"packing {packing.name}-{packing.split}", total, disable=total == 1)
-
-
-def write_shard(path: Path, pieces: Sequence[Piece]) -> dict[str, Any]:
+def write_shard(path: Path, pieces: Sequence[Piece], leave_out: bool) -> dict[str, Any]:
     """Writes one shard, unless it is there, and returns its entry of `dataset.json`.
 
     Raises:
         PackError: an image cannot be read, or the shard cannot be written; nothing is left under `path` then.
     """
     if not path.exists():
-        with _whole(path) as file, TarWriter(file, "", "", encoder=False, mtime=0, format="PAX_FORMAT") as tar:
+        with whole_file(path) as file, TarWriter(file, "", "", encoder=False, mtime=0, format="PAX_FORMAT") as tar:
             for piece in pieces:
-                tar.write(members(piece))
+                for sample in _members(piece, leave_out):
+                    tar.write(sample)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": path.name, "samples": len(pieces), "bytes": path.stat().st_size, "sha256": digest}
+    samples = len(read_contents(path).entries)
+    return {"file": path.name, "samples": samples, "bytes": path.stat().st_size, "sha256": digest}
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that gets its name when everything is written, and is gone when something fails.
 
     Raises:
@@ -188,53 +207,45 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
         part.unlink(missing_ok=True)
 
 
-def members(piece: Piece) -> dict[str, Any]:
-    """The members of one sample, ready for a tar writer.
+def _members(piece: Piece, leave_out: bool) -> Iterator[dict[str, Any]]:
+    """The members of one sample for a tar writer; nothing if it is unreadable and may be left out."""
+    try:
+        suffix, content = encoded(piece.hr)
+        sample = {"__key__": piece.key, f"hr.{suffix}": content}
+        if piece.lr is not None:
+            suffix, content = encoded(piece.lr)
+            sample[f"lr.{suffix}"] = content
+    except ImageError as error:
+        if not leave_out:
+            raise PackError(f"{error}; repair it, take it out, or --leave_out") from error
+        _log.warning("%s; left out", error)
+        return
+    note = {"source": piece.hr.path.name, "box": piece.hr.box}
+    yield {**sample, "json": json.dumps(note).encode()}
+
+
+def encoded(view: View) -> tuple[str, bytes]:
+    """Suffix and bytes: those of the file if it is a whole opaque image in a usual format, else a new PNG.
 
     Raises:
-        PackError: an image cannot be read, or the sizes of a pair disagree.
+        ImageError: the file is no readable image.
     """
-    try:
-        (suffix, hr), size = _encoded(piece.hr, piece.box), _size(piece.hr)
-        sample = {"__key__": piece.key, f"hr.{suffix}": hr}
-        if piece.lr is not None:
-            _check_pair(piece, size, _size(piece.lr))
-            suffix, lr = _encoded(piece.lr, _shrunk(piece.box, piece.scale))
-            sample[f"lr.{suffix}"] = lr
-    except (ImageError, OSError) as error:
-        raise PackError(f"{piece.hr}: {error}") from error
-    note = {"source": piece.hr.name, "size": size, "box": piece.box}
-    return {**sample, "json": json.dumps(note).encode()}
+    pixels = _decode(view.path)
+    if view.box is None and view.side in (None, *_square(pixels)):
+        with Image.open(view.path) as image:
+            if image.format in _KEPT and not transparent(image):
+                return _KEPT[image.format], view.path.read_bytes()
+    part = Image.fromarray(pixels).crop(view.box) if view.box else Image.fromarray(pixels)
+    if view.side is not None:
+        part = part.resize((view.side, view.side), Image.Resampling[view.resample.upper()])
+    content = io.BytesIO()
+    part.save(content, "PNG", compress_level=3)
+    return "png", content.getvalue()
 
 
-def _check_pair(piece: Piece, hr: tuple[int, int], lr: tuple[int, int]) -> None:
-    if lr != (hr[0] // piece.scale, hr[1] // piece.scale):
-        raise PackError(
-            f"{piece.hr} is {hr[0]}x{hr[1]} and {piece.lr} is {lr[0]}x{lr[1]}: not a pair at scale {piece.scale}"
-        )
-
-
-def _encoded(path: Path, box: Box | None) -> tuple[str, bytes]:
-    """Suffix and bytes: those of the file if a whole opaque image in a usual format, else a PNG of the part."""
-    with Image.open(path) as image:
-        if box is None and image.format in _KEPT and not transparent(image):
-            return _KEPT[image.format], path.read_bytes()
-    pixels = _decode(path)
-    left, top, right, bottom = box or (0, 0, pixels.shape[1], pixels.shape[0])
-    encoded = io.BytesIO()
-    Image.fromarray(pixels[top:bottom, left:right]).save(encoded, "PNG", compress_level=3)
-    return "png", encoded.getvalue()
-
-
-def _shrunk(box: Box | None, scale: int) -> Box | None:
-    return box and (box[0] // scale, box[1] // scale, box[2] // scale, box[3] // scale)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height as `decode` will deliver them."""
-    with Image.open(path) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5
-        return (image.height, image.width) if turned else (image.width, image.height)
+def _square(pixels: Pixels) -> list[int]:
+    height, width = pixels.shape[:2]
+    return [height] if height == width else []
 
 
 @lru_cache(maxsize=2)
@@ -242,19 +253,18 @@ def _decode(path: Path) -> Pixels:
     return decode(path, str(path))
 
 
-def _enter(out: Path, packing: Packing, fingerprint: str, shards: list[dict[str, Any]], paired: bool) -> None:
+def _enter(out: Path, packing: Packing, fingerprint: str, shards: list[dict[str, Any]]) -> None:
     """Writes the split into `dataset.json`, beside the other splits."""
     entry = {
         "name": packing.name,
         "split": packing.split,
         "licence": packing.licence,
-        "paired": paired,
         "samples": sum(shard["samples"] for shard in shards),
         "fingerprint": fingerprint,
         "shards": shards,
     }
     with FileLock(out / ".dataset.lock"):
-        splits = [split for split in _description(out)["splits"] if not _is(split, packing)] + [entry]
+        splits = [split for split in _description(out) if not _is(split, packing)] + [entry]
         splits.sort(key=lambda split: (split["name"], split["split"]))
-        with _whole(out / "dataset.json") as file:
+        with whole_file(out / "dataset.json") as file:
             file.write(json.dumps({"format": 1, "splits": splits}, indent=1).encode())

@@ -9,8 +9,9 @@ import skimage
 from PIL import Image
 
 from datamodules.base import SRDataModule
-from datamodules.packing import Packing, Piece, pack, tiles
-from datamodules.shards import Shards, cache_folder
+from datamodules.pack import tiles
+from datamodules.packing import Packing, Piece, View, pack
+from datamodules.shards import cache_folder, packed
 from datamodules.sources import Source
 
 LICENCE = "each photograph's own: see the documentation of skimage.data"
@@ -44,17 +45,14 @@ class Photos(SRDataModule):
 
     def prepare_data(self) -> None:
         """Writes the shards unless they are there."""
-        pack(list(_training_pieces(self.tile)), self.folder, Packing("photos", "train", per_shard=32, licence=LICENCE))
-        whole = [Piece(Path(name).stem, _path(name)) for name in VAL]
-        pack(whole, self.folder, Packing("photos", "val", licence=LICENCE))
+        training = list(_training_pieces(self.tile))
+        whole = [Piece(Path(name).stem, View(_path(name))) for name in VAL]
+        for split, pieces in (("train", training), ("val", whole)):
+            pack(pieces, self.folder, Packing("photos", split, per_shard=32, licence=LICENCE), overwrite=True)
 
     def source(self, split: str) -> Source:
         """Tiles of the training photographs, or whole validation photographs."""
-        name = "train" if split == "train" else "val"
-        shards = sorted(self.folder.glob(f"photos-{name}-*.tar"))
-        if not shards:
-            raise FileNotFoundError(f"{self.folder}: holds no shards yet; prepare_data() writes them")
-        return Shards([str(path) for path in shards], "photos")
+        return packed(str(self.folder), ["photos-train" if split == "train" else "photos-val"], "photos")
 
 
 def _path(name: str) -> Path:
@@ -68,4 +66,4 @@ def _training_pieces(tile: int) -> Iterator[Piece]:
             size = image.size
         step = tile if min(size) >= 3 * tile else tile // 2
         for number, box in enumerate(tiles(*size, tile, step)):
-            yield Piece(f"{Path(name).stem}_{number:03d}", _path(name), box=box)
+            yield Piece(f"{Path(name).stem}_{number:03d}", View(_path(name), box))

@@ -20,7 +20,7 @@ from functools import lru_cache
 from http.client import HTTPResponse
 from itertools import accumulate
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock
 from webdataset.gopen import gopen
@@ -94,32 +94,33 @@ class Shards(Source):
     """The samples of a list of shards.
 
     Args:
-        urls: local paths, `http(s)://`, or whatever webdataset opens (`pipe:`, `s3://`, ...), with braces:
-            `"data/div2k-train-{000000..000015}.tar"`; or a list of such.
+        urls: local paths, `http(s)://`, or whatever webdataset opens (`pipe:`, `s3://`, ...).
         name: the set's name, the first part of every key.
+        counts: samples in each shard, where known; else the headers of all shards are read first.
         cache: folder for remote shards; by default `cache_folder() / "shards"`.
         timeout: seconds without a byte after which a remote read has failed.
 
-    The number of samples in each shard comes from the `dataset.json` beside the first one, where the packer wrote it,
-    else from the headers of the shards.
-
     Raises:
         FileNotFoundError: a local shard is not there.
+        OSError: a remote shard, whose count is not known, cannot be fetched.
     """
 
-    def __init__(self, urls: str | Sequence[str], name: str, cache: Path | None = None, timeout: float = 30.0) -> None:
-        patterns = [urls] if isinstance(urls, str) else urls
-        self.urls: list[str] = [url for pattern in patterns for url in expand_urls(pattern)]
-        self.name = name
-        self.cache = cache or cache_folder() / "shards"
-        self.timeout = timeout
-        if not self.urls:
-            raise FileNotFoundError(f"{name}: no shards given")
-        missing = [url for url in self.urls if not _remote(url) and not Path(url).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{missing[0]}: no such shard ({len(missing)} of {len(self.urls)} are missing)")
+    def __init__(
+        self,
+        urls: Sequence[str],
+        name: str,
+        counts: Sequence[int] | None = None,
+        cache: Path | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        self.urls, self.name = list(urls), name
+        self.cache, self.timeout = cache or cache_folder() / "shards", timeout
+        missing = [url for url in self.urls if not remote(url) and not Path(url).is_file()]
+        if missing or not self.urls:
+            what = f"{missing[0]} ({len(missing)} of {len(self.urls)} are missing)" if missing else "no shard given"
+            raise FileNotFoundError(f"{name}: {what}")
         self._contents = lru_cache(maxsize=256)(self._read_contents)
-        self._counts = self._packed_counts() or [len(self.contents(shard).entries) for shard in range(len(self.urls))]
+        self._counts = list(counts or (len(self.contents(shard).entries) for shard in range(len(self.urls))))
         self._starts = [0, *accumulate(self._counts)]
 
     def __getstate__(self) -> dict[str, object]:
@@ -167,7 +168,7 @@ class Shards(Source):
             OSError: it cannot be fetched.
         """
         url = self.urls[shard]
-        return fetch(url, self.cache, self.timeout) if _remote(url) else Path(url)
+        return fetch(url, self.cache, self.timeout) if remote(url) else Path(url)
 
     def duplicates(self) -> list[str]:
         """Keys that stand in more than one place; reads the headers of every shard."""
@@ -204,24 +205,45 @@ class Shards(Source):
                     raise BadSample(f"{path} {entry.key}: truncated, {len(images[role])} of {size} bytes are there")
         return Record(f"{self.name}/{entry.key}", images["hr"], images.get("lr"))
 
-    def _packed_counts(self) -> list[int] | None:
-        described = self._description()
-        counts = [described.get(url.rpartition("/")[2]) for url in self.urls]
-        return None if None in counts else [count for count in counts if count is not None]
 
-    def _description(self) -> dict[str, int]:
-        """Samples by shard file name, from the `dataset.json` beside the first shard; empty where there is none."""
-        url = self.urls[0].rpartition("/")[0] + "/dataset.json" if "/" in self.urls[0] else "dataset.json"
-        try:
-            path = fetch(url, self.cache, self.timeout) if _remote(url) else Path(url)
-            text = path.read_text()
-        except OSError:
-            _log.info("%s: not there; counting the samples of %d shards", url, len(self.urls))
-            return {}
-        return {shard["file"]: shard["samples"] for split in json.loads(text)["splits"] for shard in split["shards"]}
+def expand(pattern: str) -> list[str]:
+    """The shards that a pattern with braces names: "x-{000000..000015}.tar"."""
+    return list(expand_urls(pattern))
 
 
-def _remote(url: str) -> bool:
+def packed(root: str, sets: Sequence[str], name: str) -> Shards:
+    """The shards of sets such as "div2k-train" below a folder or URL, as its `dataset.json` lists them.
+
+    Args:
+        root: local folder, or a URL that `/dataset.json` can be added to.
+        sets: `{name}-{split}` of each set to take, one after another.
+        name: first part of the keys.
+
+    Raises:
+        FileNotFoundError: `root` has no `dataset.json`, or that has no such set, or a shard is gone.
+    """
+    listed = _description(root)
+    absent = [wanted for wanted in sets if wanted not in listed]
+    if absent:
+        raise FileNotFoundError(f"{root}: holds no set {absent[0]!r} (it holds {', '.join(listed) or 'none'})")
+    shards = [shard for wanted in sets for shard in listed[wanted]]
+    return Shards([f"{root}/{shard['file']}" for shard in shards], name, [shard["samples"] for shard in shards])
+
+
+def _description(root: str) -> dict[str, list[dict[str, Any]]]:
+    url = f"{root}/dataset.json"
+    try:
+        path = fetch(url, cache_folder() / "shards", timeout=30.0) if remote(url) else Path(url)
+        splits = json.loads(path.read_text())["splits"]
+        return {f"{split['name']}-{split['split']}": split["shards"] for split in splits}
+    except OSError as error:
+        raise FileNotFoundError(f"{url}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileNotFoundError(f"{url}: is not the description of a packed set ({error!r})") from error
+
+
+def remote(url: str) -> bool:
+    """Whether a shard has to be fetched first."""
     return "://" in url or url.startswith("pipe:")
 
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +93,7 @@ class Files(Source):
         return str(self.hr[index])
 
 
-def unique_stems(files: list[Path], root: Path) -> list[str]:
+def unique_stems(files: Sequence[Path], root: Path) -> list[str]:
     """Names of `files` relative to `root`, without the suffix where that leaves them apart, with it elsewhere."""
     stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
     count = Counter(stems)
