@@ -285,7 +285,8 @@ def received_by(layer: nn.Module | None) -> Iterator[list[Tensor]]:
 
 def _in_full(read: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> Tensor:
     """`read(x)` in the precision of the layer's weights, outside of autocast: the map is compared with a threshold."""
-    dtype = next((parameter.dtype for parameter in layer.parameters()), x.dtype)
+    own = (parameter.dtype for parameter in layer.parameters())
+    dtype = next(own, torch.promote_types(x.dtype, torch.float32))
     with torch.autocast(x.device.type, enabled=False):
         return read(x.to(dtype))
 

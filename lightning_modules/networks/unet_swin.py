@@ -87,17 +87,27 @@ class WindowAttention(nn.Module):
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """`windows` `[B,n,N,C]` with N tokens in each of n windows; `mask` `[n,N,N]` is added to the logits."""
-        batch, count, tokens, channels = windows.shape
+        query, key, value, bias = self._tokens(windows, mask)
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        attended = attended.view(*windows.shape[:2], self.heads, windows.shape[2], -1).transpose(2, 3)
+        out: Tensor = self.proj(attended.reshape(windows.shape))
+        return out
+
+    def received(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """What each token receives in its window, mean over heads and sum over queries: `[B,n,N]`, 1 on average."""
+        query, key, _, bias = self._tokens(windows, mask)
+        weights: Tensor = (query @ key.mT / query.shape[-1] ** 0.5 + bias).softmax(dim=-1)
+        return weights.sum(dim=-2).view(*windows.shape[:2], self.heads, -1).mean(dim=2)
+
+    def _tokens(self, windows: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Query, key and value `[B,n*heads,N,c]`, and the bias of the logits `[1,n*heads,N,N]`."""
+        batch, count, tokens, _ = windows.shape
         split = self.qkv(windows).view(batch, count, tokens, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
         # scaled_dot_product_attention has fused kernels for 4 dimensions only: windows and heads share one
         query, key, value = split.reshape(3, batch, count * self.heads, tokens, -1)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
         bias = bias.expand(count, -1, -1, -1) if mask is None else bias + mask[:, None]
-        bias = bias.reshape(1, count * self.heads, tokens, tokens).to(query.dtype)
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        attended = attended.view(batch, count, self.heads, tokens, -1).transpose(2, 3)
-        out: Tensor = self.proj(attended.reshape(batch, count, tokens, channels))
-        return out
+        return query, key, value, bias.reshape(1, count * self.heads, tokens, tokens).to(query.dtype)
 
 
 class Mlp(nn.Module):
@@ -181,13 +191,23 @@ class SwinBlock(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention inside the windows of the cyclically shifted image, in its place again."""
+        return self._in_place(self.attn(*self._windows(x)), x)
+
+    def received_attention(self, x: Tensor) -> Tensor:
+        """What each position receives from its window, `[B,H,W]`, 1 on average; `x` as for `forward`."""
+        return self._in_place(self.attn.received(*self._windows(self.norm1(x)))[..., None], x)[:, 0]
+
+    def _windows(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The windows of the cyclically shifted image, and what keeps their tokens apart."""
+        if not self.shift:
+            return partition(x, self.window), None
         height, width = x.shape[-2:]
-        mask = None
-        if self.shift:
-            x = x.roll((-self.shift, -self.shift), dims=(2, 3))
-            mask = shift_mask(height, width, window=self.window, shift=self.shift, kind=self.mask).to(x.device)
-        windows = self.attn(partition(x, self.window), mask)
-        return unpartition(windows, self.window, height, width).roll((self.shift, self.shift), dims=(2, 3))
+        mask = shift_mask(height, width, window=self.window, shift=self.shift, kind=self.mask).to(x.device)
+        return partition(x.roll((-self.shift, -self.shift), dims=(2, 3)), self.window), mask
+
+    def _in_place(self, windows: Tensor, x: Tensor) -> Tensor:
+        """Windows `[B,n,N,C]` as an image in the grid of `x`, shifted back."""
+        return unpartition(windows, self.window, *x.shape[-2:]).roll((self.shift, self.shift), dims=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B,C,H,W]` to the same shape; H and W are multiples of the window."""
