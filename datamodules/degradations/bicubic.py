@@ -18,7 +18,7 @@ PILLOW_BITS = 22  # Pillow holds the weights of an 8-bit image as multiples of 2
 
 
 class Bicubic(Degradation):
-    """MATLAB's bicubic shrinking of the 8-bit image, the standard of super-resolution benchmarks; the result is 8-bit too.
+    """MATLAB's bicubic shrinking of 8-bit images, the standard of super-resolution benchmarks; the result is 8-bit too.
 
     Args:
         scale: how many times smaller the result is, per side.
@@ -153,4 +153,4 @@ def pillow_matrix(length: int, out: int) -> Tensor:
     pixel = torch.arange(length)
     weight = cubic((pixel - centre + 0.5) / stretch) * ((pixel >= first) & (pixel < last))
     weight = weight / weight.sum(dim=1, keepdim=True) * 2**PILLOW_BITS
-    return torch.trunc(weight + 0.5 * weight.sign()) / 2**PILLOW_BITS
+    return (weight + weight.sign() / 2).trunc().mul(2.0**-PILLOW_BITS)

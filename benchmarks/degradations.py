@@ -1,0 +1,180 @@
+"""Real-ESRGAN's degradations here and in the reference repositories, in turns, on the same images.
+
+    git clone https://github.com/xinntao/Real-ESRGAN && git clone https://github.com/XPixelGroup/BasicSR
+    python benchmarks/degradations.py --realesrgan Real-ESRGAN --basicsr BasicSR
+
+The reference is `RealESRGANModel.feed_data`, unmodified, with the options of `train_realesrgan_x4plus.yml`; the parts of
+it that need packages which are not installed here (OpenCV, torchvision) are replaced below. Its blur kernels are drawn
+beforehand and are not timed; here everything is timed, from the keys to the low-resolution images.
+"""
+
+import argparse
+import importlib.util
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import skimage.data
+import torch
+import yaml
+from torch import Tensor
+
+from datamodules.degradations.realesrgan import RealESRGAN
+
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+
+
+def photographs(count: int, size: int) -> Tensor:
+    """`[count,3,size,size]` in [0,1]: patches of the photographs inside scikit-image."""
+    rng = np.random.default_rng(0)
+    patches = []
+    for index in range(count):
+        photo = getattr(skimage.data, PHOTOS[index % len(PHOTOS)])()
+        top, left = (int(rng.integers(side - size + 1)) for side in photo.shape[:2])
+        patches.append(torch.from_numpy(photo[top : top + size, left : left + size].copy()).permute(2, 0, 1))
+    return torch.stack(patches).float() / 255
+
+
+def package(name: str, folder: Path) -> ModuleType:
+    """An empty package whose submodules come from `folder`, without running its `__init__`."""
+    module = ModuleType(name)
+    module.__path__ = [str(folder)]
+    sys.modules[name] = module
+    return module
+
+
+def gaussian_taps(size: int, sigma: float) -> np.ndarray:
+    """`cv2.getGaussianKernel`."""
+    sigma = sigma if sigma > 0 else 0.3 * ((size - 1) * 0.5 - 1) + 0.8
+    taps = np.exp(-((np.arange(size) - (size - 1) / 2) ** 2) / (2 * sigma**2))
+    return (taps / taps.sum())[:, None]
+
+
+def luma(image: Tensor, num_output_channels: int = 1) -> Tensor:
+    """`torchvision.transforms.functional.rgb_to_grayscale`."""
+    return (image * image.new_tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(-3, keepdim=True)
+
+
+def reference_modules(realesrgan: Path, basicsr: Path) -> tuple[ModuleType, ModuleType]:
+    """Real-ESRGAN's model file and BasicSR's degradation file."""
+    cv2 = sys.modules["cv2"] = ModuleType("cv2")
+    cv2.getGaussianKernel = gaussian_taps
+    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+        package(name, Path())
+    sys.modules["torchvision.transforms.functional"].rgb_to_grayscale = luma
+    for name in ("basicsr", "basicsr.data", "basicsr.utils", "basicsr.models"):
+        package(name, basicsr / name.replace(".", "/"))
+    sys.modules["basicsr.models.srgan_model"] = ModuleType("basicsr.models.srgan_model")
+    sys.modules["basicsr.models.srgan_model"].SRGANModel = object
+    utils = sys.modules["basicsr.utils"]
+    utils.DiffJPEG = importlib.import_module("basicsr.utils.diffjpeg").DiffJPEG
+    utils.USMSharp = importlib.import_module("basicsr.utils.img_process_util").USMSharp
+    path = realesrgan / "realesrgan/models/realesrgan_model.py"
+    spec = importlib.util.spec_from_file_location("realesrgan_model", path)
+    model = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(model)
+    return model, importlib.import_module("basicsr.data.degradations")
+
+
+def reference_kernels(degradations: ModuleType, options: dict[str, Any], count: int) -> dict[str, Tensor]:
+    """Blur kernels of `count` images, as the reference's data set draws them."""
+
+    def pad(kernel: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.pad(kernel, (21 - len(kernel)) // 2)).float()
+
+    def draw(end: str) -> Tensor:
+        size = 2 * np.random.randint(3, 11) + 1
+        if np.random.uniform() < options[f"sinc_prob{end}"]:
+            cutoff = np.random.uniform(np.pi / 3 if size < 13 else np.pi / 5, np.pi)
+            return pad(degradations.circular_lowpass_kernel(cutoff, size))
+        names = ("kernel_list", "kernel_prob", "blur_sigma", "blur_sigma", "betag_range", "betap_range")
+        families, probabilities, sigma_x, sigma_y, betag, betap = (options[name + end] for name in names)
+        angles = [-math.pi, math.pi]
+        arguments = (families, probabilities, size, sigma_x, sigma_y, angles, betag, betap)
+        return pad(degradations.random_mixed_kernels(*arguments))
+
+    def sinc() -> Tensor:
+        if np.random.uniform() >= options["final_sinc_prob"]:
+            return pad(np.ones((1, 1)))
+        cutoff = np.random.uniform(np.pi / 3, np.pi)
+        return pad(degradations.circular_lowpass_kernel(cutoff, 2 * np.random.randint(3, 11) + 1))
+
+    draws = {"kernel1": lambda: draw(""), "kernel2": lambda: draw("2"), "sinc_kernel": sinc}
+    return {name: torch.stack([one() for _ in range(count)]) for name, one in draws.items()}
+
+
+def reference(realesrgan: Path, basicsr: Path, hr: Tensor) -> Callable[[int], Tensor]:
+    """A function that degrades `hr` by the reference."""
+    module, degradations = reference_modules(realesrgan, basicsr)
+    options = yaml.safe_load((realesrgan / "options/train_realesrgan_x4plus.yml").read_text())
+    model = module.RealESRGANModel.__new__(module.RealESRGANModel)
+    model.opt, model.is_train, model.device = {**options, "gt_size": hr.shape[-1]}, True, hr.device
+    model.queue_size = 20 * len(hr)
+    jpeger = module.DiffJPEG(differentiable=False).to(hr.device)
+    model.jpeger = lambda image, quality: jpeger(image, quality=quality).contiguous()  # torch 2.13 needs it for `view`
+    model.usm_sharpener = module.USMSharp().to(hr.device)
+    kernels = [reference_kernels(degradations, options["datasets"]["train"], len(hr)) for _ in range(16)]
+
+    def degrade(epoch: int) -> Tensor:
+        model.feed_data({"gt": hr, **kernels[epoch % len(kernels)]})
+        return model.lq
+
+    return degrade
+
+
+def ours(hr: Tensor) -> Callable[[int], Tensor]:
+    """A function that degrades `hr` by this repository."""
+    degradation = RealESRGAN()
+    keys = [f"image/{i}" for i in range(len(hr))]
+
+    def degrade(epoch: int) -> Tensor:
+        with torch.no_grad():
+            return degradation(degradation.target(hr), keys=keys, epoch=epoch, seed=0)
+
+    return degrade
+
+
+def seconds(degrade: Callable[[int], Tensor], epoch: int) -> float:
+    """How long one batch takes."""
+    start = time.perf_counter()
+    lr = degrade(epoch)
+    if lr.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--realesrgan", type=Path, required=True, help="a checkout of xinntao/Real-ESRGAN")
+    parser.add_argument("--basicsr", type=Path, required=True, help="a checkout of XPixelGroup/BasicSR")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    hr = photographs(arguments.batch, arguments.size).to(arguments.device)
+    contenders = {"reference": reference(arguments.realesrgan, arguments.basicsr, hr), "ours": ours(hr)}
+    spent: dict[str, list[float]] = {name: [] for name in contenders}
+    print(f"load {os.getloadavg()[0]:.1f}, {arguments.threads} threads, {arguments.batch} x {arguments.size} -> x4")
+    for epoch in range(arguments.rounds + 2):
+        for name, degrade in contenders.items():
+            spent[name].append(seconds(degrade, epoch))
+    for name, times in spent.items():
+        kept = times[2:]
+        rate = arguments.batch * len(kept) / sum(kept)
+        middle, best = arguments.batch / statistics.median(kept), arguments.batch / min(kept)
+        print(f"{name:10s} {rate:7.1f} images/s in all, {middle:7.1f} in the median round, {best:7.1f} in the best")
+    print(f"ours / reference {sum(spent['reference'][2:]) / sum(spent['ours'][2:]):.1f}; load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Blur kernels of Real-ESRGAN (arXiv:2107.10833): Gaussians of every shape, plateaus, and the sinc filter."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.degradations.degradation import Recipe
+from datamodules.degradations.draws import check_probabilities, check_probability, check_range, choose, uniform
+
+FAMILIES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
+
+
+@dataclass(frozen=True)
+class KernelLaw:
+    """How one blur kernel is drawn; the names and units are Real-ESRGAN's.
+
+    Attributes:
+        blur_kernel_size: largest side, odd.
+        blur_kernel_size_min: smallest side, odd; every odd number between them is equally likely.
+        kernel_list: families to choose from, of FAMILIES.
+        kernel_prob: their probabilities; they sum to 1.
+        sinc_prob: how often the kernel is a sinc filter instead.
+        blur_sigma: standard deviation along each axis, in pixels.
+        betag_range: exponent of generalised Gaussians; below and above 1 are equally likely.
+        betap_range: exponent of plateaus, likewise.
+        suffix: ends the names of keys in errors; "2" in the second stage.
+    """
+
+    blur_kernel_size: int
+    blur_kernel_size_min: int
+    kernel_list: Sequence[str]
+    kernel_prob: Sequence[float]
+    sinc_prob: float
+    blur_sigma: tuple[float, float]
+    betag_range: tuple[float, float]
+    betap_range: tuple[float, float]
+    suffix: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError that names the key of an impossible value."""
+        unknown = set(self.kernel_list) - set(FAMILIES)
+        if unknown:
+            raise ValueError(f"kernel_list{self.suffix}: knows {', '.join(FAMILIES)}, got {', '.join(sorted(unknown))}")
+        check_sizes("blur_kernel_size", self.suffix, (self.blur_kernel_size_min, self.blur_kernel_size))
+        check_probabilities(f"kernel_prob{self.suffix}", self.kernel_prob, len(self.kernel_list))
+        check_probability(f"sinc_prob{self.suffix}", self.sinc_prob)
+        check_range(f"blur_sigma{self.suffix}", self.blur_sigma, 0.01)
+        for key, limits in (("betag_range", self.betag_range), ("betap_range", self.betap_range)):
+            check_range(f"{key}{self.suffix} up to 1", (limits[0], 1.0), 0.01)
+            check_range(f"{key}{self.suffix} from 1 on", (1.0, limits[1]), 1)
+
+    def draw(self, rng: np.random.Generator) -> Recipe:
+        """One operation `blur` with all that `kernels` needs."""
+        size = draw_size(rng, (self.blur_kernel_size_min, self.blur_kernel_size))
+        if rng.random() < self.sinc_prob:
+            return sinc(size, uniform(rng, (math.pi / 3 if size < 13 else math.pi / 5, math.pi)))
+        family = choose(rng, self.kernel_list, self.kernel_prob)
+        blur = {"name": "blur", "kernel": family, "size": size, "sigma_x": uniform(rng, self.blur_sigma)}
+        if family.endswith("aniso"):
+            blur |= {"sigma_y": uniform(rng, self.blur_sigma), "angle": uniform(rng, (-math.pi, math.pi))}
+        if family.startswith("generalized"):
+            blur["beta"] = draw_beta(rng, self.betag_range)
+        if family.startswith("plateau"):
+            blur["beta"] = draw_beta(rng, self.betap_range)
+        return blur
+
+
+def check_sizes(key: str, suffix: str, limits: tuple[int, int]) -> None:
+    """Raises a ValueError unless these are the smallest and largest of odd sizes."""
+    check_range(f"{key}_min{suffix}, {key}{suffix}", limits, 1)
+    if not limits[0] % 2 == limits[1] % 2 == 1:
+        raise ValueError(f"{key}_min{suffix}, {key}{suffix}: kernels have odd sides, got {list(limits)}")
+
+
+def draw_size(rng: np.random.Generator, limits: tuple[int, int]) -> int:
+    """An odd number between two odd ones, all equally likely."""
+    return int(rng.integers(limits[0] // 2, limits[1] // 2 + 1)) * 2 + 1
+
+
+def draw_beta(rng: np.random.Generator, limits: tuple[float, float]) -> float:
+    """Half the time uniform below 1, half the time uniform above."""
+    return uniform(rng, (limits[0], 1.0)) if rng.random() < 0.5 else uniform(rng, (1.0, limits[1]))
+
+
+def sinc(size: int, cutoff: float) -> Recipe:
+    """A sinc filter that passes frequencies below `cutoff` radians per pixel; pi passes nearly all."""
+    return {"name": "blur", "kernel": "sinc", "size": size, "cutoff": cutoff}
+
+
+def kernels(blurs: Sequence[Recipe]) -> Tensor:
+    """Kernels of `blur` operations, `[B,K,K]` float32 of sum 1, on the CPU; smaller ones than K are framed by zeros."""
+    side = max(blur["size"] for blur in blurs)
+    axis = torch.arange(side, dtype=torch.float64) - side // 2
+    y, x = axis[:, None], axis[None, :]
+    result = torch.stack([sinc_kernel(blur, x, y) if blur["kernel"] == "sinc" else bell(blur, x, y) for blur in blurs])
+    sizes = torch.tensor([blur["size"] for blur in blurs]).view(-1, 1, 1)
+    result *= (x.abs() <= sizes // 2) & (y.abs() <= sizes // 2)
+    return (result / result.sum((1, 2), keepdim=True)).float()
+
+
+def bell(blur: Recipe, x: Tensor, y: Tensor) -> Tensor:
+    """Gaussian exp(-d^beta / 2) or plateau 1 / (1 + d^beta) of the squared elliptic distance d, not normalised.
+
+    The axis of the ellipse with standard deviation `sigma_x` is turned by `angle` from x (right) towards y (down).
+    """
+    angle, sigma_x, beta = blur.get("angle", 0.0), blur["sigma_x"], blur.get("beta", 1.0)
+    sigma_y = blur["sigma_y"] if "sigma_y" in blur else sigma_x
+    along = (math.cos(angle) * x + math.sin(angle) * y) / sigma_x
+    across = (math.cos(angle) * y - math.sin(angle) * x) / sigma_y
+    distance = (along**2 + across**2) ** beta
+    return 1 / (1 + distance) if blur["kernel"].startswith("plateau") else torch.exp(-0.5 * distance)
+
+
+def sinc_kernel(blur: Recipe, x: Tensor, y: Tensor) -> Tensor:
+    """The circular low-pass filter `w J1(w r) / (2 pi r)`, eq. 4 of Real-ESRGAN, not normalised."""
+    cutoff = blur["cutoff"]
+    radius = (x**2 + y**2).sqrt()
+    wave = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius)
+    return torch.where(radius == 0, cutoff**2 / (4 * math.pi), wave)

@@ -1,0 +1,68 @@
+"""Carries out recipes that are lists of operations, each image with a list of its own."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from datamodules.degradations.blur import blur
+from datamodules.degradations.degradation import Recipe
+from datamodules.degradations.jpeg import compress
+from datamodules.degradations.noise import add_gaussian_noise, add_poisson_noise
+from datamodules.degradations.ragged import Images
+from datamodules.degradations.resize import rescale, resize
+
+OPERATIONS = {
+    "blur": blur,
+    "rescale": rescale,
+    "gaussian_noise": add_gaussian_noise,
+    "poisson_noise": add_poisson_noise,
+    "jpeg": compress,
+}
+
+
+@torch.no_grad()
+def carry_out(recipes: Sequence[Recipe], hr: Tensor, *, scale: int) -> Tensor:
+    """Degrades `hr` (`[B,3,H,W]` in [0,1]) by each recipe's `operations`; `[B,3,H/scale,W/scale]` on 8-bit levels.
+
+    On a GPU the batch stays together: images wait for each other, so that an operation which some recipes skip does not
+    take the batch apart. On the CPU images go one by one, which is faster there (a single image stays in the cache)
+    and makes the result independent of the batch to the last bit.
+
+    Raises:
+        KeyError: a recipe names an unknown operation.
+        ValueError: the operations do not end in the low-resolution size, or an image is too small for a kernel.
+    """
+    low = hr.shape[-2] // scale, hr.shape[-1] // scale
+    programs = [recipe["operations"] for recipe in recipes]
+    if hr.device.type == "cpu":
+        results = [run(Images.of(hr[i : i + 1]), programs[i : i + 1], low) for i in range(len(hr))]
+        return torch.cat(results) if results else hr.new_zeros(0, 3, *low)
+    return run(Images.of(hr), programs, low)
+
+
+def run(images: Images, programs: Sequence[Sequence[Recipe]], low: tuple[int, int]) -> Tensor:
+    """Runs one program per image; the images with the longest way to go are always next."""
+    done = [0] * len(programs)
+    while any(count < len(program) for count, program in zip(done, programs, strict=True)):
+        slowest = max(range(len(programs)), key=lambda i: len(programs[i]) - done[i])
+        name = programs[slowest][done[slowest]]["name"]
+        chosen = [
+            i for i, program in enumerate(programs) if done[i] < len(program) and program[done[i]]["name"] == name
+        ]
+        part = operate(name, images.select(chosen), [programs[i][done[i]] for i in chosen], low)
+        images = images.replaced(chosen, part)
+        for i in chosen:
+            done[i] += 1
+    if not images.alike or images.size != low:
+        raise ValueError(f"the operations end at {images.heights} x {images.widths} instead of {low}")
+    return images.pixels[..., : low[0], : low[1]].mul(255).round_().clamp_(0, 255).div_(255)
+
+
+def operate(name: str, images: Images, operations: Sequence[Recipe], low: tuple[int, int]) -> Images:
+    """One operation on images that all stand before it."""
+    if name == "resize":
+        return resize(images, operations, low=low)
+    if name not in OPERATIONS:
+        raise KeyError(f"unknown operation {name!r}; known are resize, {', '.join(OPERATIONS)}")
+    return OPERATIONS[name](images, operations)
