@@ -66,10 +66,12 @@ class DoSMultistep(Sampler):
         estimates = Estimates(self.order)
 
         def step(x_t: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
-            x0 = denoise(x_t, t)
-            estimates.add(x0, noise_to_signal(process, t))
+            x0, here = denoise(x_t, t), noise_to_signal(process, t)
+            estimates.add(x0, here)
             x_s = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=1.0)
-            weights = derivative_weights(noise_to_signal(process, t), noise_to_signal(process, s))
+            if not estimates.derivatives:
+                return x_s
+            weights = derivative_weights(here, noise_to_signal(process, s))
             for weight, derivative in zip(weights, estimates.derivatives, strict=False):
                 x_s = x_s + expand(process.alpha(s) * weight, x_s) * derivative
             return x_s

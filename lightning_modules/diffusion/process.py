@@ -157,13 +157,31 @@ class Tabulated(Process):
         super().__init__()
         self.steps = steps
         self.tables: dict[str, Tensor] = {}  # float64 [T + 1]; no buffers, which a precision plugin would round
+        # By table and tensor of times, during a step; the tensor is kept, or another could take over its id.
+        self._looked_up: dict[tuple[str, int], tuple[Tensor, Tensor]] | None = None
 
     def lookup(self, name: str, t: Tensor) -> Tensor:
         """A table's value at `t`, float64 `[B]`; linear between two entries."""
+        if self._looked_up is None:
+            return self._interpolate(name, t)
+        key = (name, id(t))
+        if key not in self._looked_up:
+            self._looked_up[key] = t, self._interpolate(name, t)
+        return self._looked_up[key][1]
+
+    def _interpolate(self, name: str, t: Tensor) -> Tensor:
         index = t.double() * self.steps
-        below = index.floor().clamp(0, self.steps - 1).long()
+        below = index.long().clamp(0, self.steps - 1)
         table = self.tables[name] = self.tables[name].to(t.device)
         return torch.lerp(table[below], table[below + 1], (index - below).clamp(0, 1))
+
+    def step(self, x_t: Tensor, *, x0: Tensor, anchor: Tensor, t: Tensor, s: Tensor, eta: float) -> Tensor:
+        """See `Process.step`. A step asks for the same values many times over; each is looked up once."""
+        self._looked_up = {}
+        try:
+            return super().step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=eta)
+        finally:
+            self._looked_up = None
 
     def tick(self, t: Tensor) -> Tensor:
         """The table entry at or above `t`, as a time."""

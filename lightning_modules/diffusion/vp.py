@@ -119,18 +119,19 @@ class DomainShift(VP):
                 f"{self.steps} steps, and a shift takes at least 2"
             )
         angle = torch.linspace(*ramp, shift_steps, dtype=torch.float64) * math.pi / 2
-        self.tables["shift"] = torch.ones(self.steps + 1, dtype=torch.float64)
-        self.tables["shift"][: shift_steps + 1] = torch.cat([torch.zeros(1), angle.sin() ** 2])
-        self.tables["unshifted"] = torch.zeros(self.steps + 1, dtype=torch.float64)  # 1 - shift without cancellation
-        self.tables["unshifted"][: shift_steps + 1] = torch.cat([torch.ones(1), angle.cos() ** 2])
+        zeros = torch.zeros(self.steps - shift_steps, dtype=torch.float64)
+        one = torch.ones(1, dtype=torch.float64)
+        # Of the cosine, for 1 - shift would cancel.
+        self.tables["alpha"] = self.tables["signal"] * torch.cat([one, angle.cos() ** 2, zeros])
+        self.tables["anchor_alpha"] = self.tables["signal"] * torch.cat([0 * one, angle.sin() ** 2, zeros + 1])
 
     def alpha(self, t: Tensor) -> Tensor:
         """Coefficient of the clean image, `sqrt(ab_t) (1 - shift_t)`."""
-        return self.signal(t) * self.lookup("unshifted", t)
+        return self.lookup("alpha", t)
 
     def anchor_alpha(self, t: Tensor) -> Tensor:
         """Coefficient of the degraded image, `sqrt(ab_t) shift_t`, float64 `[B]`."""
-        return self.signal(t) * self.lookup("shift", t)
+        return self.lookup("anchor_alpha", t)
 
     def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
         """`sqrt(ab_t) ((1 - shift_t) x0 + shift_t anchor)`."""

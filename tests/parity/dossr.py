@@ -44,7 +44,7 @@ def check_schedule(fixture: Fixture) -> Iterator[Comparison]:
     yield Comparison("alphas_cumprod", process.signal(t) ** 2, outputs["alphas_cumprod"], atol=1e-12)
     for key in [key for key in outputs if key.startswith("etas_")]:
         slid = process_of(fixture.config, key.removeprefix("etas_"))
-        yield Comparison(key, slid.lookup("shift", t), outputs[key], atol=1e-12)
+        yield Comparison(key, slid.anchor_alpha(t) / slid.signal(t), outputs[key], atol=1e-12)
         expected = outputs[key.replace("etas_", "t1_")]
         yield Comparison(f"{key} length", torch.tensor(slid.shift_steps), expected)
     for steps in fixture.config["steps"]:
@@ -59,7 +59,7 @@ def check_grid(fixture: Fixture, process: DomainShift, steps: int) -> Iterator[C
     t = times.flip(0)
     found = {
         "timesteps": (t * process.steps).round() - 1,
-        "etas": process.lookup("shift", t),
+        "etas": process.anchor_alpha(t) / process.signal(t),
         "alphas_cumprod": process.signal(t) ** 2,
         "sigmas": process.std(t),
         "lambdas": noise_to_signal(process, t),
