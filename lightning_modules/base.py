@@ -353,7 +353,7 @@ class DiffusionModule(SuperResolver):
                 with self.process.drawing_from(generators):
                     noise = self.process.noise(anchor)
             waiting = self.process.diffuse(x0=anchor, anchor=anchor, t=s, noise=noise)
-            return torch.lerp(waiting, x_s, region.mask(attention, self.process.tick(t)).to(x_s))
+            return torch.lerp(waiting.to(x_s), x_s, region.mask(attention, self.process.tick(t)).to(x_s))
 
         return fill
 

@@ -63,10 +63,7 @@ class EDMHeun(Heun):
         def denoise_wide(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
             return denoise(x_t.to(anchor.dtype), t, rows).double()
 
-        def after_wide(x_s: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
-            return x_s if after_step is None else after_step(x_s.to(anchor.dtype), t=t, s=s).double()
-
-        return super().__call__(denoise_wide, process, anchor.double(), after_wide).to(anchor.dtype)
+        return super().__call__(denoise_wide, process, anchor.double(), after_step).to(anchor.dtype)
 
     def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
         """See `Heun.stepper`; before it, the noise that churn adds."""

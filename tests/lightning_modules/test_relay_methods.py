@@ -1,0 +1,220 @@
+"""EDM and Relay Diffusion as methods: hooks, sampling, overlays, import of published weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kornia.filters import gaussian_blur2d
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate
+
+from datamodules.batch import Batch
+from lightning_modules.checkpoint import CheckpointError, import_published
+from lightning_modules.diffusion import relay
+from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
+from lightning_modules.diffusion.guidance import SelfAttentionGuidance
+from lightning_modules.diffusion.parameterization import Preconditioned
+from lightning_modules.diffusion.region import Yoda
+from lightning_modules.diffusion.space import Pixels
+from lightning_modules.networks.attention_maps import Constant, Sobel
+from lightning_modules.networks.unet_adm import ADMUNet
+from lightning_modules.relay import EDM, Relay
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "rdm"
+
+
+def network(in_channels: int = 3) -> ADMUNet:
+    torch.manual_seed(0)
+    unet = ADMUNet(
+        img_resolution=16,
+        in_channels=in_channels,
+        model_channels=8,
+        channel_mult=(1, 2),
+        num_blocks=1,
+        attn_resolutions=(),
+        channels_per_head=8,
+        dropout=0.0,
+    )
+    for parameter in unet.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return unet
+
+
+def method(kind: type[EDM] = Relay, **changes: Any) -> EDM:
+    process = relay.EDM() if kind is EDM else relay.Relay()
+    arguments: dict[str, Any] = {
+        "network": network(),
+        "process": process,
+        "parameterization": Preconditioned(),
+        "space": Pixels(clip=False),
+        "sampler": EDMHeun(3) if kind is EDM else RelayHeun(10),
+        "lr_condition": "none",
+    }
+    return kind(**{**arguments, **changes}).eval()
+
+
+def batch(count: int = 2, side: int = 16, scale: int = 4) -> Batch:
+    hr = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    lr = avg_pool2d(hr, scale)
+    up = interpolate(lr, scale_factor=float(scale), mode="bicubic")
+    return Batch(hr=hr, lr=lr, up=up, key=[f"image/{index}" for index in range(count)])
+
+
+class Oracle(nn.Module):
+    """A network that knows the image, and writes what the preconditioning asks for."""
+
+    stride = 1
+
+    def __init__(self, hr: Tensor) -> None:
+        super().__init__()
+        self.hr = hr
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        sigma = (4 * label).exp().view(-1, 1, 1, 1)
+        variance = sigma**2 + 0.25
+        return (self.hr - 0.25 / variance.sqrt() * x) * variance.sqrt() / (0.5 * sigma)
+
+
+@pytest.mark.parametrize("kind", [EDM, Relay])
+def test_a_network_that_knows_the_image_gives_it_back(kind: type[EDM]) -> None:
+    images = batch()
+    assert torch.allclose(method(kind, network=Oracle(images["hr"])).super_resolve(images), images["hr"], atol=2e-5)
+
+
+def test_relay_starts_from_repeated_pixels_whatever_the_data_enlarged_with() -> None:
+    images = batch()
+    start = method().start_image(images)
+    assert torch.equal(start[..., ::4, ::4], images["lr"])
+    assert torch.equal(start, images["lr"].repeat_interleave(4, dim=-1).repeat_interleave(4, dim=-2))
+    assert not torch.allclose(start, images["up"])
+
+
+@pytest.mark.parametrize(("condition", "expected"), [("none", set()), ("concat", {"image"})])
+def test_the_network_is_shown_what_the_condition_says(condition: Any, expected: set[str]) -> None:
+    images = batch()
+    model = method(lr_condition=condition, network=network(3 if condition == "none" else 6))
+    assert set(model.condition(images)) == expected
+    assert model.super_resolve(images).shape == images["hr"].shape
+    model.training_step(images, 0)
+
+
+def test_a_network_without_room_for_the_condition_is_refused() -> None:
+    with pytest.raises(ValueError, match="in_channels=3 but got 6"):
+        method(lr_condition="concat").super_resolve(batch())
+
+
+def test_a_low_resolution_image_of_another_scale_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"image/0: the low-resolution image is 8x8 and the target 16x16.*4x4"):
+        method().super_resolve(batch(scale=2))
+    with pytest.raises(ValueError, match="18x18 pixels do not divide into patches of 4x4"):
+        images = batch()
+        model = method()
+        model.process.mean(x0=torch.zeros(1, 3, 18, 18), anchor=images["hr"], t=torch.tensor([0.5]))
+
+
+def test_back_projection_gives_every_patch_the_average_of_its_pixel() -> None:
+    images = batch()
+    projected = method(back_projection=True)
+    assert torch.allclose(avg_pool2d(projected.enlarge(images, None), 4), images["lr"], atol=1e-6)
+    assert not torch.allclose(avg_pool2d(method().enlarge(images, None), 4), images["lr"], atol=1e-2)
+    assert projected.protocol() == "relayheun-4-below-0.9+back-projection"
+
+
+def test_odd_sizes_are_padded_and_cropped_back() -> None:
+    images = batch(1, side=20)
+    images["lr"], images["up"] = images["lr"][..., :3], images["up"][..., :12]
+    assert method().super_resolve(images).shape == (1, 3, 20, 12)
+
+
+def test_an_image_is_a_function_of_its_key_alone() -> None:
+    images, model = batch(), method()
+    alone = Batch(lr=images["lr"][1:], up=images["up"][1:], key=images["key"][1:])
+    assert torch.allclose(model.super_resolve(images)[1:], model.super_resolve(alone), atol=1e-5)
+
+
+def test_yoda_that_lets_every_pixel_diffuse_changes_nothing() -> None:
+    images = batch()
+    everywhere = method(region=Yoda(Constant(1.0), lower_bound=1.0))
+    assert torch.equal(everywhere.super_resolve(images), method().super_resolve(images))
+
+
+def test_yoda_keeps_waiting_pixels_at_the_low_resolution_image() -> None:
+    images = batch()
+    process = relay.Relay(sigma_start=0.5)
+    model = method(region=Yoda(Constant(0.0), lower_bound=1e-6), process=process, sampler=RelayHeun(30))
+    # Only below t = 1e-6, that is in no step, would a pixel diffuse: what comes out is the anchor.
+    assert torch.allclose(model.super_resolve(images), model.start_image(images).clamp(-1, 1), atol=1e-5)
+    masked = method(region=Yoda(Sobel(), lower_bound=0.3))
+    assert not torch.allclose(masked.super_resolve(images), method().super_resolve(images))
+    masked.training_step(images, 0)
+
+
+def test_self_attention_guidance_reads_the_innermost_attention_and_is_nothing_at_scale_zero() -> None:
+    images, layer = batch(side=32), "dec.8x8_in0.attention"
+    plain = method().super_resolve(images)
+    guided = method(guidance=[SelfAttentionGuidance(layer, scale=0.5, kernel=9, sigma=1.0)])
+    assert not torch.allclose(guided.super_resolve(images), plain)
+    off = method(guidance=[SelfAttentionGuidance(layer, scale=0.0, kernel=9)])
+    assert torch.equal(off.super_resolve(images), plain)
+    with pytest.raises(ValueError, match=r"no self-attention at layer: mid; it has .*dec.8x8_in0.attention"):
+        method(guidance=[SelfAttentionGuidance("mid")])
+
+
+def test_self_attention_guidance_stays_on_the_blurred_marginal() -> None:
+    images, asked = batch(side=32), list[Tensor]()
+    model, process = method(), relay.Relay()
+    estimate = model.denoiser(images, images["up"])
+
+    def recorded(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
+        asked.append(x_t)
+        return estimate(x_t, t)
+
+    guided = SelfAttentionGuidance(mask="uniform", scale=0.5, kernel=9, sigma=1.0).wrap(
+        recorded,
+        process=process,
+        anchor=images["up"],
+        network=model.network,
+        unconditional=None,
+        bound=model.space.bound,
+    )
+    t = process.clock(torch.full((2,), 0.6, dtype=torch.float64))
+    x_t = process.start(anchor=model.start_image(images), t=t, noise=process.noise(images["hr"]))
+    with torch.no_grad():
+        guided(x_t, t)
+        x0 = estimate(x_t, t)
+    blurred = gaussian_blur2d(x0, (9, 9), (1.0, 1.0))
+    noise = x_t - process.mean(x0=x0, anchor=x0, t=t)
+    assert torch.allclose(asked[1], process.mean(x0=blurred, anchor=x0, t=t) + noise, atol=1e-5)
+
+
+def test_published_weights_are_read_from_safetensors_alone(tmp_path: Path) -> None:
+    golden = load_file(GOLDENS / "rdm_network.safetensors")
+    state = {key.removeprefix("weights/"): value for key, value in golden.items() if key.startswith("weights/")}
+    save_file(state, tmp_path / "weights.safetensors")
+    unet = ADMUNet(
+        img_resolution=16,
+        model_channels=8,
+        channel_mult=(1, 2),
+        num_blocks=1,
+        attn_resolutions=(8,),
+        channels_per_head=8,
+        label_dim=4,
+        augment_dim=9,
+    )
+    model = method(network=unet)
+    import_published(model, tmp_path / "weights.safetensors")
+    output = unet.eval()(golden["inputs/x"], golden["inputs/label"])
+    assert torch.allclose(output, golden["outputs/output"], atol=1e-5)
+
+    save_file({**state, "model.extra.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"other.safetensors: .*unknown network.extra.weight"):
+        import_published(model, tmp_path / "other.safetensors")
+    wider = {key: value * 2 if key.endswith("resample_filter") else value for key, value in state.items()}
+    save_file(wider, tmp_path / "wider.safetensors")
+    with pytest.raises(CheckpointError, match="another filter than the 2x2 box"):
+        import_published(model, tmp_path / "wider.safetensors")
+    torch.save({"ema": unet}, tmp_path / "pickled.pt")
+    with pytest.raises(CheckpointError, match=r"pickled.pt: .*could execute code"):
+        import_published(model, tmp_path / "pickled.pt")
