@@ -7,6 +7,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_modules.networks.mish import Mish
 
 
 def sinusoidal_embedding(label: Tensor, channels: int) -> Tensor:
@@ -17,12 +20,21 @@ def sinusoidal_embedding(label: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+class ReflectionPad(nn.Module):
+    """One pixel more on each side, in the precision of its input: autocast on CPUs would pad in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,H,W]` to `[B,C,H+2,W+2]`."""
+        with torch.autocast(x.device.type, enabled=False):
+            return functional.pad(x, (1, 1, 1, 1), mode="reflect")
+
+
 class Block(nn.Module):
     """Convolution with reflected borders, then Mish."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.block = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(channels, out_channels, 3), nn.Mish())
+        self.block = nn.Sequential(ReflectionPad(), nn.Conv2d(channels, out_channels, 3), Mish())
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B,C,H,W]` to `[B,C',H,W]`."""
@@ -35,7 +47,7 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, time_channels: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_channels, out_channels))
+        self.mlp = nn.Sequential(Mish(), nn.Linear(time_channels, out_channels))
         self.block1 = Block(channels, out_channels)
         self.block2 = Block(out_channels, out_channels)
         self.res_conv = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
@@ -52,7 +64,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, stride=2))
+        self.conv = nn.Sequential(ReflectionPad(), nn.Conv2d(channels, channels, 3, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B,C,H,W]` to `[B,C,H/2,W/2]`."""
@@ -161,7 +173,7 @@ class SRDiffUNet(nn.Module):
         widths = [channels * mult for mult in channel_mults]
         used = encoder_channels * ((encoder_blocks + 1) // 3)
         self.cond_proj = nn.ConvTranspose2d(used, channels, 2 * scale, stride=scale, padding=scale // 2)
-        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.Mish(), nn.Linear(4 * channels, channels))
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), Mish(), nn.Linear(4 * channels, channels))
         self.downs = nn.ModuleList(self._down(*pair) for pair in pairwise([3, *widths]))
         cast(nn.ModuleList, self.downs[-1])[2] = nn.Identity()
         self.mid_block1 = ResnetBlock(widths[-1], widths[-1], channels)
@@ -169,7 +181,7 @@ class SRDiffUNet(nn.Module):
         self.mid_block2 = ResnetBlock(widths[-1], widths[-1], channels)
         self.ups = nn.ModuleList(self._up(*pair) for pair in pairwise(reversed(widths)))
         self.final_conv = nn.Sequential(Block(channels, channels), nn.Conv2d(channels, out_channels, 1))
-        self.up_proj = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, channels, 3)) if up_input else None
+        self.up_proj = nn.Sequential(ReflectionPad(), nn.Conv2d(3, channels, 3)) if up_input else None
 
     def _down(self, channels: int, out_channels: int) -> nn.ModuleList:
         """A level of the encoder half: two residual blocks, then half the resolution."""
