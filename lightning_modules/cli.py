@@ -1,16 +1,20 @@
 """The command: `lightning fit|validate|test|predict`."""
 
+import logging
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_modules.base import SuperResolver
@@ -19,6 +23,8 @@ from lightning_modules.checkpoint import CheckpointError, build, data_config, mo
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PARSER_MODE = "omegaconf+"  # resolves ${...} after all files are merged
 TRACEBACK = "DIFFSR_TRACEBACK"
+FOLDER = "datamodules.folder.Folder"
+WRITER = "callbacks.prediction_writer.PredictionWriter"
 
 HELP = """lightning: diffusion super-resolution experiments
 
@@ -42,6 +48,15 @@ class ConfigError(ValueError):
     """A config file that cannot be read or composed; the message names the file."""
 
 
+class SaveConfig(SaveConfigCallback):
+    """Keeps each run's complete config beside its results; a prediction is no run."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes `config.yaml` into the run's folder."""
+        if stage != TrainerFn.PREDICTING:
+            super().setup(trainer, pl_module, stage)
+
+
 class CLI(LightningCLI):
     """LightningCLI over methods and data sets, where what is typed beats what a checkpoint stored."""
 
@@ -61,6 +76,13 @@ class CLI(LightningCLI):
         config.compose = []
         sys.argv[1:] = self.typed
         check_scale(config)
+
+    def after_predict(self) -> None:
+        """Names the images that could not be enlarged; the others are written."""
+        failures = getattr(self.datamodule, "failures", [])
+        if failures:
+            listed = "\n".join(f"  {reason}" for _, reason in failures)
+            raise ValueError(f"{len(failures)} image(s) could not be read, the others are written:\n{listed}")
 
 
 def check_scale(config: Namespace) -> None:
@@ -119,40 +141,55 @@ def take_option(arguments: list[str], *names: str) -> list[str]:
 def expand(arguments: Sequence[str], scratch: Path) -> list[str]:
     """The command line that LightningCLI is given: least binding first.
 
-    Arguments stored in the checkpoint, then config files with what they compose, then single options as typed.
+    With a checkpoint the defaults of the subcommand (configs/predict.yaml, say) and the arguments that the checkpoint
+    stored; then the config files with what they compose; then single options as typed.
 
     Args:
         arguments: Everything after the program's name.
-        scratch: Folder for the checkpoint's arguments as a config file.
+        scratch: Folder for what the checkpoint and `--input`, `--output` say, as config files.
     """
     subcommand, rest = arguments[0], list(arguments[1:])
     configs = [Path(path) for path in take_option(rest, "--config", "-c")]
-    inputs, outputs = take_option(rest, "--input"), take_option(rest, "--output")
-    files = [layer for path in configs for layer in layers(path)]
-    checkpoint = take_option(list(rest), "--ckpt_path")
-    if checkpoint and checkpoint[-1] not in ("last", "best", "hpc", "registry"):
-        files[:0] = _checkpoint_layers(subcommand, Path(checkpoint[-1]), bool(configs), scratch)
-    named = [f"--experiment={configs[0].stem}"] if configs else []
-    flags = [flag for path in files for flag in ("--config", str(path))]
-    return [subcommand, *named, *flags, *_predict_options(inputs, outputs), *rest]
+    asked = {"input": take_option(rest, "--input"), "output": take_option(rest, "--output")}
+    path = next(iter(take_option(list(rest), "--ckpt_path")[-1:]), None)
+    checkpoint = None if path in (None, "last", "best", "hpc", "registry") else read_checkpoint(path)
+
+    files = [layer for config in configs for layer in layers(config)]
+    if checkpoint is not None and path is not None:
+        files.insert(0, _write(scratch / "checkpoint.yaml", stored_config(checkpoint, path, subcommand)))
+    if checkpoint is not None and (defaults := CONFIGS / f"{subcommand}.yaml").is_file():
+        files[:0] = layers(defaults)
+    if any(asked.values()):
+        files.append(_write(scratch / "asked.yaml", _asked_config(asked)))
+    name = configs[0].stem if configs else subcommand
+    return [subcommand, f"--experiment={name}", *(flag for file in files for flag in ("--config", str(file))), *rest]
 
 
-def _predict_options(inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
-    options = [f"--data.init_args.predict={path}" for path in inputs]
-    return options + [f"--prediction_writer.folder={path}" for path in outputs]
-
-
-def _checkpoint_layers(subcommand: str, path: Path, configured: bool, scratch: Path) -> list[Path]:
-    """What a checkpoint alone says: its model and data, below the defaults of the subcommand."""
-    checkpoint = read_checkpoint(path)
+def stored_config(checkpoint: Mapping[str, Any], path: str, subcommand: str) -> dict[str, Any]:
+    """What a checkpoint says of model and data; of the data, a prediction needs only how images are enlarged first."""
     stored: dict[str, Any] = {"model": model_config(checkpoint, path)}
-    data_class = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")
-    if data_class and subcommand != "predict":
-        stored["data"] = {"class_path": data_class, "init_args": data_config(checkpoint)}
-    written = scratch / "checkpoint.yaml"
-    written.write_text(yaml.safe_dump(stored))
-    defaults = CONFIGS / f"{subcommand}.yaml"
-    return [written] if configured or not defaults.is_file() else [*layers(defaults), written]
+    arguments = data_config(checkpoint)
+    if subcommand == "predict":
+        enlarging = {key: arguments[key] for key in ("scale", "up_kernel") if key in arguments}
+        stored["data"] = {"class_path": FOLDER, "init_args": enlarging}
+    elif class_path := checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path"):
+        stored["data"] = {"class_path": class_path, "init_args": arguments}
+    return stored
+
+
+def _asked_config(asked: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    if asked["input"]:
+        config["data"] = {"class_path": FOLDER, "init_args": {"predict": asked["input"][-1]}}
+    if asked["output"]:
+        writer = {"class_path": WRITER, "init_args": {"folder": asked["output"][-1]}}
+        config["trainer"] = {"callbacks": [writer]}
+    return config
+
+
+def _write(path: Path, config: Mapping[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(dict(config)))
+    return path
 
 
 def configured_model(path: str | Path) -> tuple[SuperResolver, dict[str, Any]]:
@@ -169,13 +206,13 @@ def configured_model(path: str | Path) -> tuple[SuperResolver, dict[str, Any]]:
     return build(config["model"], path), config
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Runs one command line, without the program's name."""
+def run(arguments: Sequence[str]) -> CLI:
+    """Runs one command line, without the program's name; the trained objects are in what it returns."""
     with tempfile.TemporaryDirectory(prefix="diffsr-") as scratch:
         CLI.typed = list(arguments)
         sys.argv[1:] = expand(arguments, Path(scratch))
         try:
-            CLI(
+            return CLI(
                 SuperResolver,
                 LightningDataModule,
                 subclass_mode_model=True,
@@ -183,10 +220,19 @@ def run(arguments: Sequence[str]) -> None:
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 parser_kwargs={"parser_mode": PARSER_MODE},
+                save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True},
             )
         finally:
             sys.argv[1:] = CLI.typed
+
+
+def quieten() -> None:
+    """Drops messages of libraries that no user of this command can act upon."""
+    for message in ("`isinstance(treespec", "Precision bf16-mixed is not supported by the model summary"):
+        warnings.filterwarnings("ignore", message=re.escape(message))
+    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    tips.addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 def main() -> None:
@@ -195,6 +241,7 @@ def main() -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP)
         return
+    quieten()
     try:
         run(arguments)
     except (CheckpointError, MisconfigurationException, ValueError, OSError) as error:

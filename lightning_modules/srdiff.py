@@ -25,8 +25,9 @@ class SRDiff(DiffusionModule):
         encoder: The RRDB network.
         encoder_weights: Checkpoint of an `RRDBRegressor`, or a published RRDB file, read when training starts from
             scratch. None trains on an encoder with its initial weights, which is refused for a frozen one.
-        freeze_encoder: Keep the encoder as pretrained (the published recipe); otherwise it is trained along, with the
-            L1 distance of its own image added to the loss.
+        freeze_encoder: Keep the encoder as pretrained (the published recipe); otherwise it is trained along.
+        encoder_loss: Weight of the L1 distance between an unfrozen encoder's own image and the target; 0 trains the
+            encoder through its features alone, and leaves the layers that make its image out.
         **diffusion: See `DiffusionModule`.
     """
 
@@ -34,12 +35,21 @@ class SRDiff(DiffusionModule):
     network: SRDiffUNet
 
     def __init__(
-        self, encoder: RRDBNet, encoder_weights: str | None = None, freeze_encoder: bool = True, **diffusion: Any
+        self,
+        encoder: RRDBNet,
+        encoder_weights: str | None = None,
+        freeze_encoder: bool = True,
+        encoder_loss: float = 1.0,
+        **diffusion: Any,
     ) -> None:
         super().__init__(**diffusion)
         self.encoder = cast(RRDBNet, encoder.to(memory_format=self.memory_format))  # type: ignore[call-overload]
         self.encoder_weights, self.freeze_encoder = encoder_weights, freeze_encoder
+        self.encoder_loss = 0.0 if freeze_encoder else encoder_loss
         self.encoder.requires_grad_(not freeze_encoder)
+        if not self.encoder_loss:
+            for layer in self.encoder.image_layers():
+                layer.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
         """Reads the pretrained encoder, unless a checkpoint is about to bring it.
@@ -64,8 +74,10 @@ class SRDiff(DiffusionModule):
         return {**condition, "up": batch["up"]} if self.network.up_proj is not None else condition
 
     def extra_losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
-        """The encoder's own L1 loss while it is trained."""
-        return {} if self.freeze_encoder else {"encoder_l1": l1_loss(self.encoder(batch["lr"]), batch["hr"])}
+        """The encoder's own L1 loss, where it counts."""
+        if not self.encoder_loss:
+            return {}
+        return {"encoder_l1": self.encoder_loss * l1_loss(self.encoder(batch["lr"]).float(), batch["hr"])}
 
     def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`denoise_fn.*` to `network.*`, `rrdb.*` to `encoder.*`; the schedule's buffers must be the configured ones."""
