@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from datamodules.base import SRDataModule
 from datamodules.shards import Shards, expand, packed
-from datamodules.sources import Source
+from datamodules.sources import Joined, Source
 
 
 class Packed(SRDataModule):
@@ -46,7 +46,7 @@ class Packed(SRDataModule):
         try:
             if ".tar" in sets:
                 return Shards(expand(sets), sets.rpartition("/")[2].partition("-")[0])
-            return packed(self.root, sets.split("+"), sets.partition("-")[0])
+            return Joined([packed(self.root, wanted) for wanted in sets.split("+")])
         except FileNotFoundError as error:
             ways = f"prepare it with `{self.prepare.format(root=self.root)}`, or {self.without}"
             raise FileNotFoundError(f"{type(self).__name__} is not ready: {error}; {ways}") from error

@@ -11,7 +11,8 @@ from PIL import Image
 from datamodules.base import SRDataModule
 from datamodules.pack import tiles
 from datamodules.packing import Packing, Piece, View, pack
-from datamodules.shards import cache_folder, packed
+from datamodules.remote import cache_folder
+from datamodules.shards import packed
 from datamodules.sources import Source
 
 LICENCE = "each photograph's own: see the documentation of skimage.data"
@@ -46,24 +47,24 @@ class Photos(SRDataModule):
     def prepare_data(self) -> None:
         """Writes the shards unless they are there."""
         training = list(_training_pieces(self.tile))
-        whole = [Piece(Path(name).stem, View(_path(name))) for name in VAL]
+        whole = [Piece(Path(name).stem, View(bundled(name))) for name in VAL]
         for split, pieces in (("train", training), ("val", whole)):
             pack(pieces, self.folder, Packing("photos", split, per_shard=32, licence=LICENCE), overwrite=True)
 
     def source(self, split: str) -> Source:
         """Tiles of the training photographs, or whole validation photographs."""
-        return packed(str(self.folder), ["photos-train" if split == "train" else "photos-val"], "photos")
+        return packed(str(self.folder), "photos-train" if split == "train" else "photos-val")
 
 
-def _path(name: str) -> Path:
+def bundled(name: str) -> Path:
     return Path(skimage.__file__).parent / "data" / name
 
 
 def _training_pieces(tile: int) -> Iterator[Piece]:
     """Tiles at half steps; at whole steps in the two large photographs, which would outnumber the others."""
     for name in TRAIN:
-        with Image.open(_path(name)) as image:
+        with Image.open(bundled(name)) as image:
             size = image.size
         step = tile if min(size) >= 3 * tile else tile // 2
         for number, box in enumerate(tiles(*size, tile, step)):
-            yield Piece(f"{Path(name).stem}_{number:03d}", View(_path(name), box))
+            yield Piece(f"{Path(name).stem}_{number:03d}", View(bundled(name), box))

@@ -4,41 +4,22 @@ A local shard is read by offset. A remote one is brought into a cache folder onc
 and is a local one from then on. Only image members are ever read, and only an image decoder ever sees their bytes.
 """
 
-import hashlib
 import json
-import logging
-import os
 import tarfile
-import time
-import urllib.error
-import urllib.request
 from bisect import bisect_right
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
-from http.client import HTTPResponse
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from filelock import FileLock
-from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from datamodules.images import SUFFIXES
+from datamodules.remote import cache_folder, fetch, is_remote
 from datamodules.sources import BadSample, Record, Source
-
-_log = logging.getLogger(__name__)
-_ATTEMPTS = 3
-
-
-def cache_folder() -> Path:
-    """Where bundled data sets and remote shards are kept: `$DIFFSR_CACHE`, else `diffsr` in the XDG cache folder."""
-    if "DIFFSR_CACHE" in os.environ:
-        return Path(os.environ["DIFFSR_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "diffsr"
 
 
 @dataclass
@@ -115,7 +96,7 @@ class Shards(Source):
     ) -> None:
         self.urls, self.name = list(urls), name
         self.cache, self.timeout = cache or cache_folder() / "shards", timeout
-        missing = [url for url in self.urls if not remote(url) and not Path(url).is_file()]
+        missing = [url for url in self.urls if not is_remote(url) and not Path(url).is_file()]
         if missing or not self.urls:
             what = f"{missing[0]} ({len(missing)} of {len(self.urls)} are missing)" if missing else "no shard given"
             raise FileNotFoundError(f"{name}: {what}")
@@ -168,7 +149,7 @@ class Shards(Source):
             OSError: it cannot be fetched.
         """
         url = self.urls[shard]
-        return fetch(url, self.cache, self.timeout) if remote(url) else Path(url)
+        return fetch(url, self.cache, self.timeout) if is_remote(url) else Path(url)
 
     def duplicates(self) -> list[str]:
         """Keys that stand in more than one place; reads the headers of every shard."""
@@ -211,80 +192,30 @@ def expand(pattern: str) -> list[str]:
     return list(expand_urls(pattern))
 
 
-def packed(root: str, sets: Sequence[str], name: str) -> Shards:
-    """The shards of sets such as "div2k-train" below a folder or URL, as its `dataset.json` lists them.
+def packed(root: str, wanted: str) -> Shards:
+    """The shards of one set, such as "div2k-train", as the `dataset.json` below a folder or URL lists them.
 
     Args:
         root: local folder, or a URL that `/dataset.json` can be added to.
-        sets: `{name}-{split}` of each set to take, one after another.
-        name: first part of the keys.
+        wanted: `{name}-{split}`; keys begin with the name.
 
     Raises:
         FileNotFoundError: `root` has no `dataset.json`, or that has no such set, or a shard is gone.
     """
     listed = _description(root)
-    absent = [wanted for wanted in sets if wanted not in listed]
-    if absent:
-        raise FileNotFoundError(f"{root}: holds no set {absent[0]!r} (it holds {', '.join(listed) or 'none'})")
-    shards = [shard for wanted in sets for shard in listed[wanted]]
-    return Shards([f"{root}/{shard['file']}" for shard in shards], name, [shard["samples"] for shard in shards])
+    if wanted not in listed:
+        raise FileNotFoundError(f"{root}: holds no set {wanted!r} (it holds {', '.join(listed) or 'none'})")
+    urls = [f"{root}/{shard['file']}" for shard in listed[wanted]]
+    return Shards(urls, wanted.rpartition("-")[0], [shard["samples"] for shard in listed[wanted]])
 
 
 def _description(root: str) -> dict[str, list[dict[str, Any]]]:
     url = f"{root}/dataset.json"
     try:
-        path = fetch(url, cache_folder() / "shards", timeout=30.0) if remote(url) else Path(url)
+        path = fetch(url, cache_folder() / "shards", timeout=30.0) if is_remote(url) else Path(url)
         splits = json.loads(path.read_text())["splits"]
         return {f"{split['name']}-{split['split']}": split["shards"] for split in splits}
     except OSError as error:
         raise FileNotFoundError(f"{url}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise FileNotFoundError(f"{url}: is not the description of a packed set ({error!r})") from error
-
-
-def remote(url: str) -> bool:
-    """Whether a shard has to be fetched first."""
-    return "://" in url or url.startswith("pipe:")
-
-
-def fetch(url: str, cache: Path, timeout: float) -> Path:
-    """Brings a remote file into `cache`, once for all processes of this machine.
-
-    Raises:
-        OSError: it is not there (HTTP 4xx), or could not be fetched in three attempts.
-    """
-    target = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{url.rpartition('/')[2]}"
-    if target.exists():
-        return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        for attempt in range(_ATTEMPTS):
-            try:
-                return target if target.exists() else _download(url, target, timeout)
-            except OSError as error:
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                    raise
-                _log.warning("%s: attempt %d of %d failed: %s", url, attempt + 1, _ATTEMPTS, error)
-                failure = error
-                time.sleep(2.0**attempt - 1)
-    raise OSError(f"{url}: not fetched in {_ATTEMPTS} attempts: {failure}")
-
-
-def _download(url: str, target: Path, timeout: float) -> Path:
-    part = target.with_name(target.name + ".part")
-    with closing(_open(url, timeout)) as stream, part.open("wb") as file:
-        while block := stream.read(1 << 20):
-            file.write(block)
-        promised = stream.headers["Content-Length"] if isinstance(stream, HTTPResponse) else None
-        if promised is not None and file.tell() != int(promised):
-            raise OSError(f"{url}: the connection closed after {file.tell()} of {promised} bytes")
-    part.replace(target)
-    return target
-
-
-def _open(url: str, timeout: float) -> IO[bytes]:
-    if url.startswith(("http://", "https://")):
-        response: IO[bytes] = urllib.request.urlopen(url, timeout=timeout)
-        return response
-    stream: IO[bytes] = gopen(url, "rb")
-    return stream

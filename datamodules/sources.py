@@ -1,9 +1,11 @@
 """Where samples come from: numbered records of encoded images, whatever holds them."""
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from datamodules.images import ImageError, Pixels, decode
@@ -91,6 +93,33 @@ class Files(Source):
     def describe(self, index: int) -> str:
         """The path of the HR file."""
         return str(self.hr[index])
+
+
+class Joined(Source):
+    """Several sources, one after another."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+        self._starts = [0, *accumulate(len(source) for source in self.sources)]
+
+    @property
+    def groups(self) -> list[int]:
+        """The groups of each source in turn."""
+        return [group for source in self.sources for group in source.groups]
+
+    def record(self, index: int) -> Record:
+        """The record of the source that holds it."""
+        source, number = self._place(index)
+        return source.record(number)
+
+    def describe(self, index: int) -> str:
+        """As the source that holds it says."""
+        source, number = self._place(index)
+        return source.describe(number)
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        which = bisect_right(self._starts, index) - 1
+        return self.sources[which], index - self._starts[which]
 
 
 def unique_stems(files: Sequence[Path], root: Path) -> list[str]:

@@ -1,0 +1,203 @@
+"""Examines sets before a long run: `python -m datamodules.doctor SET ... [--against SET ...]`.
+
+Shards against processes, image sizes against the crop, the alignment of pairs, modes and transparency, and duplicates
+within and between sets; each finding comes with what to do.
+"""
+
+import argparse
+import io
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from multiprocessing import get_context
+from pathlib import Path
+
+from PIL import Image
+from rich.progress import track
+
+from datamodules.images import find_images, transparent
+from datamodules.likeness import copies, displacement, perceptual_hash
+from datamodules.shards import Shards, expand
+from datamodules.sources import BadSample, Files, Source
+
+_SHIFT = 0.3  # LR pixels
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one sample looks like; `trouble` is why it could not be read, and the rest is empty then."""
+
+    key: str
+    trouble: str = ""
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)
+    lr_size: tuple[int, int] | None = None
+    shift: float = 0.0
+    code: int | None = None
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One line of the report."""
+
+    serious: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'PROBLEM' if self.serious else 'note'}: {self.text}"
+
+
+def open_set(where: str) -> Source:
+    """The samples of a folder of images, of a folder of shards, or of shards named with braces or a glob.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    path = Path(where)
+    if ".tar" in where:
+        named = sorted(str(file) for file in path.parent.glob(path.name)) if "*" in where else expand(where)
+        return Shards(named, path.name.partition("-")[0])
+    shards = sorted(path.glob("*.tar")) if path.is_dir() else []
+    if shards:
+        return Shards([str(shard) for shard in shards], path.name)
+    return Files("", path if path.is_dir() else path.parent, find_images(path))
+
+
+def examine(source: Source, index: int) -> Findings:
+    """Reads one sample and measures it."""
+    try:
+        record = source.record(index)
+        sample = source.sample(index, paired=record.lr is not None)
+    except BadSample as error:
+        return Findings(source.describe(index), trouble=str(error))
+    return Findings(
+        record.key,
+        mode=_mode(record.hr),
+        size=(sample.hr.shape[1], sample.hr.shape[0]),
+        lr_size=None if sample.lr is None else (sample.lr.shape[1], sample.lr.shape[0]),
+        shift=0.0 if sample.lr is None else displacement(sample.hr, sample.lr),
+        code=perceptual_hash(sample.hr),
+    )
+
+
+def _mode(source: bytes | Path) -> str:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return f"{image.mode} with transparency" if transparent(image) else image.mode
+
+
+def remarks(source: Source, findings: Sequence[Findings], crop: int, scale: int, processes: int) -> Iterator[Remark]:
+    """What is worth saying about one set."""
+    if len(source) < processes:
+        yield Remark(False, f"{len(source)} samples for {processes} processes: some have nothing to validate")
+    if isinstance(source, Shards):
+        yield from _about_shards(source, processes)
+    for finding in findings:
+        if finding.trouble:
+            yield Remark(True, f"{finding.trouble}: repair or repack it")
+    yield from _about_images([finding for finding in findings if not finding.trouble], crop)
+    yield from _about_pairs([finding for finding in findings if not finding.trouble], scale)
+    for one, other in copies([finding.code for finding in findings]):
+        yield Remark(False, f"{findings[one].key} and {findings[other].key} look the same: keep one")
+
+
+def _about_shards(source: Shards, processes: int) -> Iterator[Remark]:
+    if len(source.urls) < processes:
+        text = f"{len(source.urls)} shards for {processes} processes: every sample is still seen once an epoch, but "
+        yield Remark(False, text + "processes read the same shards; pack with a smaller --per_shard if they are remote")
+    for url, counted, shard in zip(source.urls, source.groups, range(len(source.urls)), strict=True):
+        contents = source.contents(shard)
+        if contents.damage or len(contents.entries) != counted:
+            text = f"{url}: {len(contents.entries)} of {counted} samples {contents.damage}"
+            yield Remark(True, f"{text}: fetch or pack it again")
+
+
+def _about_images(findings: Sequence[Findings], crop: int) -> Iterator[Remark]:
+    small = [finding.key for finding in findings if min(finding.size) < crop]
+    if small:
+        yield Remark(True, f"{_some(small)} below the crop of {crop}: lower `crop`, or pack with --leave_out")
+    for mode, count in Counter(finding.mode for finding in findings).items():
+        if mode != "RGB":
+            yield Remark("transparency" in mode, f"{count} images are {mode}: they are read as 8-bit RGB on white")
+    twice = [key for key, count in Counter(finding.key for finding in findings).items() if count > 1]
+    if twice:
+        yield Remark(True, f"{_some(twice)} there more than once: rename and repack")
+
+
+def _about_pairs(findings: Sequence[Findings], scale: int) -> Iterator[Remark]:
+    paired = [finding for finding in findings if finding.lr_size is not None]
+    if paired and len(paired) < len(findings):
+        yield Remark(True, f"{len(findings) - len(paired)} of {len(findings)} samples have no LR partner: repack")
+    for finding in paired:
+        if finding.lr_size != (finding.size[0] // scale, finding.size[1] // scale):
+            text = f"{finding.key}: HR {finding.size} and LR {finding.lr_size} are no pair at scale {scale}"
+            yield Remark(True, f"{text}: take it out")
+    shifted = [finding.key for finding in paired if finding.shift > _SHIFT]
+    if shifted:
+        yield Remark(True, f"{_some(shifted)} shifted by more than {_SHIFT} LR pixels: align the pairs again")
+
+
+def _some(keys: Sequence[str]) -> str:
+    return f"{len(keys)} samples ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}) are"
+
+
+def shared(one: Sequence[Findings], other: Sequence[Findings]) -> Iterator[tuple[str, str]]:
+    """Keys of images that two sets have in common."""
+    both = [*one, *other]
+    for first, second in copies([finding.code for finding in both]):
+        if first < len(one) <= second:
+            yield both[first].key, both[second].key
+
+
+def examine_all(source: Source, label: str, processes: int) -> list[Findings]:
+    """Reads every sample of a set, in `processes` processes."""
+    look = partial(examine, source)
+    if processes == 1:
+        return list(track(map(look, range(len(source))), label, len(source), transient=True))
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return list(track(pool.map(look, range(len(source)), chunksize=16), label, len(source), transient=True))
+
+
+def report(options: argparse.Namespace) -> bool:
+    """Prints what was found; returns whether something is wrong.
+
+    Raises:
+        FileNotFoundError: a set is not there.
+    """
+    sources = {where: open_set(where) for where in [*options.sets, *options.against]}
+    found = {where: examine_all(source, f"reading {where}", options.jobs) for where, source in sources.items()}
+    serious = False
+    for where in options.sets:
+        processes = options.ranks * max(options.workers, 1)
+        lines = list(remarks(sources[where], found[where], options.crop, options.scale, processes))
+        print(f"{where}: {len(sources[where])} samples, {len(lines)} remarks", *lines, sep="\n  ")
+        serious = serious or any(line.serious for line in lines)
+    for one, other in combinations(found, 2):
+        for first, second in shared(found[one], found[other]):
+            serious = True
+            print(f"PROBLEM: {first} of {one} and {second} of {other} look the same: take it out of one of them")
+    return serious
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser("python -m datamodules.doctor", description="Examines sets before a long run.")
+    parser.add_argument("sets", nargs="+", help="folders of images or of shards, or shards as 'x-train-*.tar'")
+    parser.add_argument("--against", nargs="+", default=[], help="test sets, which must share no image with the others")
+    parser.add_argument("--crop", type=int, default=160, help="side of the training patches")
+    parser.add_argument("--scale", type=int, default=4, help="HR size over LR size, for pairs")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that will train")
+    parser.add_argument("--workers", type=int, default=4, help="loading processes of each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes the doctor itself uses")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(report(arguments().parse_args()))
+    except OSError as error:
+        sys.exit(f"error: {error}")

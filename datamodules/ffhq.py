@@ -1,0 +1,89 @@
+"""Faces at fixed sizes, FFHQ to train on and CelebA-HQ to test on: `python -m datamodules.ffhq FOLDER` packs either."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from datamodules.images import find_images
+from datamodules.pack import command, image_size
+from datamodules.packed import Packed
+from datamodules.packing import PackError, Packing, Piece, View, pack
+from datamodules.sources import unique_stems
+
+_LICENCE = {
+    "ffhq": "FFHQ: CC BY-NC-SA 4.0, https://github.com/NVlabs/ffhq-dataset",
+    "celebahq": "CelebA-HQ: non-commercial research and education only",
+}
+
+
+class Faces(Packed):
+    """FFHQ (Karras et al., CVPR 2019) for training and CelebA-HQ for test, as SR3 (arXiv:2104.07636) uses them.
+
+    HR and LR are both resized from the original by Pillow's bicubic, and packed as pairs; whole faces, no crops.
+
+    Args:
+        root: folder or URL of the shards.
+        size: side of the HR faces.
+        scale: HR size over LR size: 8 gives 16 to 128, or 64 to 512.
+        options: those of `SRDataModule`.
+    """
+
+    prepare = "python -m datamodules.ffhq FOLDER_OF_FACES {root} --size SIZE --scale SCALE"
+
+    def __init__(
+        self,
+        root: str = "data/faces",
+        size: Literal[128, 256, 512, 1024] = 128,
+        scale: int = 8,
+        **options: Any,
+    ) -> None:
+        test = f"{set_name('celebahq', size, scale)}-test"
+        train = f"{set_name('ffhq', size, scale)}-train"
+        super().__init__(root, train, test, test, scale=scale, crop=size, paired=True, **options)
+
+
+def set_name(name: str, size: int, scale: int) -> str:
+    """What faces of one size are called: "ffhq_16_128"."""
+    return f"{name}_{size // scale}_{size}"
+
+
+def prepare(
+    folder: str,
+    out: str = "data/faces",
+    name: Literal["ffhq", "celebahq"] = "ffhq",
+    size: Literal[128, 256, 512, 1024] = 128,
+    scale: int = 8,
+    workers: int = os.cpu_count() or 1,
+) -> None:
+    """Packs a folder of aligned square faces at one size.
+
+    Args:
+        folder: the faces, at `size` or larger, in any sub-folders: images1024x1024 or thumbnails128x128 of FFHQ, or
+            those of CelebA-HQ.
+        out: folder for the shards.
+        name: ffhq is packed for training, celebahq for test.
+        size: side of the HR faces.
+        scale: HR size over LR size.
+        workers: processes.
+    """
+    if size % scale:
+        raise PackError(f"size {size} is no multiple of scale {scale}")
+    files = find_images(Path(folder))
+    for path in files:
+        _check(path, size)
+    keys = [Path(stem).name for stem in unique_stems(files, Path(folder))]
+    views = [(View(path, side=size), View(path, side=size // scale)) for path in files]
+    pieces = [Piece(key, hr, lr) for key, (hr, lr) in zip(keys, views, strict=True)]
+    packing = Packing(set_name(name, size, scale), "train" if name == "ffhq" else "test", 1024, _LICENCE[name])
+    pack(pieces, Path(out), packing, workers=workers)
+    print(f"{packing.prefix}: {len(pieces)} faces in {out}")
+
+
+def _check(path: Path, size: int) -> None:
+    width, height = image_size(path)
+    if width != height or width < size:
+        raise PackError(f"{path}: is {width}x{height}; an aligned face of at least {size}x{size} is needed")
+
+
+if __name__ == "__main__":
+    command(prepare)

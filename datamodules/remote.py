@@ -1,0 +1,78 @@
+"""Files behind URLs, brought to this machine once, whole, and checked."""
+
+import hashlib
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from contextlib import closing
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+from webdataset.gopen import gopen
+
+_log = logging.getLogger(__name__)
+_ATTEMPTS = 3
+
+
+def cache_folder() -> Path:
+    """Where bundled data sets and remote shards are kept: `$DIFFSR_CACHE`, else `diffsr` in the XDG cache folder."""
+    if "DIFFSR_CACHE" in os.environ:
+        return Path(os.environ["DIFFSR_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "diffsr"
+
+
+def is_remote(url: str) -> bool:
+    """Whether a file has to be fetched before it can be read."""
+    return "://" in url or url.startswith("pipe:")
+
+
+def fetch(url: str, cache: Path, timeout: float) -> Path:
+    """Brings a remote file into `cache`, once for all processes of this machine.
+
+    Raises:
+        OSError: it is not there (HTTP 4xx), or could not be fetched in three attempts.
+    """
+    target = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{url.rpartition('/')[2]}"
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        for attempt in range(_ATTEMPTS):
+            try:
+                return target if target.exists() else download(url, target, timeout)
+            except OSError as error:
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                    raise
+                _log.warning("%s: attempt %d of %d failed: %s", url, attempt + 1, _ATTEMPTS, error)
+                failure = error
+                time.sleep(2.0**attempt - 1)
+    raise OSError(f"{url}: not fetched in {_ATTEMPTS} attempts: {failure}")
+
+
+def download(url: str, target: Path, timeout: float) -> Path:
+    """Writes what a URL holds to `target`, which appears when it is complete.
+
+    Raises:
+        OSError: no connection, no answer within `timeout` seconds, or fewer bytes than promised.
+    """
+    part = target.with_name(target.name + ".part")
+    with closing(_open(url, timeout)) as stream, part.open("wb") as file:
+        while block := stream.read(1 << 20):
+            file.write(block)
+        promised = stream.headers["Content-Length"] if isinstance(stream, HTTPResponse) else None
+        if promised is not None and file.tell() != int(promised):
+            raise OSError(f"{url}: the connection closed after {file.tell()} of {promised} bytes")
+    part.replace(target)
+    return target
+
+
+def _open(url: str, timeout: float) -> IO[bytes]:
+    if url.startswith(("http://", "https://")):
+        response: IO[bytes] = urllib.request.urlopen(url, timeout=timeout)
+        return response
+    stream: IO[bytes] = gopen(url, "rb")
+    return stream
