@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from torch import Tensor
 
@@ -32,8 +33,14 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(self, folder: str | None = None) -> None:
         super().__init__(write_interval="batch")
         self.folder = folder
-        self._target = Path()
+        self._target = Path(folder or ".").expanduser()
         self._written: dict[str, None] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Notes the run's folder while all processes are here: one without an image to enlarge leaves the loop out."""
+        super().setup(trainer, pl_module, stage)
+        run = Path(trainer.log_dir or ".")
+        self._target = run / "predictions" if self.folder is None else Path(self.folder).expanduser()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the folder before the first image is computed.
@@ -42,8 +49,6 @@ class PredictionWriter(BasePredictionWriter):
             OSError: it cannot be written to.
         """
         trainer.predict_loop.return_predictions = False
-        run = trainer.log_dir or "."  # asked by every process, whether needed or not: asking makes them meet
-        self._target = Path(self.folder or Path(run) / "predictions").expanduser()
         self._written = {}
         try:
             self._target.mkdir(parents=True, exist_ok=True)
@@ -86,8 +91,10 @@ class PredictionWriter(BasePredictionWriter):
             write_png(self._path(key), Image.fromarray(np.asarray(image)))
             self._written[key] = None
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Says what was written, and where."""
+        if stage != TrainerFn.PREDICTING:
+            return
         written = gather_by_key(self._written)
         if trainer.is_global_zero:
             print(f"{len(written)} image{'' if len(written) == 1 else 's'} written to {self._target}", flush=True)

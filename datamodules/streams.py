@@ -144,6 +144,9 @@ class TrainStream(IterableDataset[RawBatch]):
 class EvalStream(IterableDataset[RawBatch]):
     """Every record exactly once over ranks and workers, in order, nothing skipped.
 
+    Where there are fewer records than ranks, those left without one repeat the first: Lightning leaves the evaluation
+    out on a process that has no batch, and the others would wait for it. What is kept by key counts it once.
+
     Args:
         source: where the records are.
         crop: cuts a sample to what is compared.
@@ -174,7 +177,7 @@ class EvalStream(IterableDataset[RawBatch]):
             yield collate(samples, [0] * len(samples))
 
     def _batches(self) -> list[range]:
-        own = range(self.place.rank, len(self.source), self.place.ranks)
+        own = range(self.place.rank, len(self.source), self.place.ranks) or range(min(1, len(self.source)))
         return [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
 
     def _sample(self, index: int) -> Sample:

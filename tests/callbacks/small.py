@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from callbacks.ema import EMA
 from callbacks.image_metrics import ImageMetrics
+from callbacks.prediction_writer import PredictionWriter
 from callbacks.sample_grid import SampleGrid
 from datamodules.batch import Batch
 
@@ -79,9 +80,10 @@ def join(samples: list[Any]) -> Any:
 class SmallData(LightningDataModule):
     """A few images; Lightning splits them over processes, repeating some where they do not divide."""
 
-    def __init__(self, batch_size: int = 2) -> None:
+    def __init__(self, batch_size: int = 2, photos: int = 3) -> None:
         super().__init__()
-        self.batch_size = batch_size
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.batch_size, self.photos = batch_size, photos
 
     def _loader(self, split: str, count: int) -> DataLoader[Any]:
         samples: Any = [batch_of(f"{split}/{index:02d}") for index in range(count)]
@@ -97,7 +99,10 @@ class SmallData(LightningDataModule):
         return self._loader("test", 1)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader("photos/sub", 3)
+        """Split over processes without repetition, so that a second one has nothing to do where there is one image."""
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        photos: Any = [batch_of(f"photos/sub/{index:02d}") for index in range(self.photos)]
+        return DataLoader(photos[rank::processes], None)
 
 
 def trainer_of(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
@@ -118,12 +123,13 @@ def trainer_of(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
 def main(folder: Path, processes: int) -> None:
     """Validates, tests, trains two steps and validates again; each process leaves what it logged and holds."""
     seed_everything(0)
-    method, data = SmallResolver(), SmallData()
+    method, data = SmallResolver(), SmallData(photos=1)
     ema = EMA(decay=0.5, warmup=False)
     strategy = "ddp" if processes > 1 else "auto"
     options: dict[str, Any] = {"devices": processes, "strategy": strategy, "max_steps": 2}
-    trainer = trainer_of(folder, ImageMetrics(), SampleGrid(images=3), ema, **options)
+    trainer = trainer_of(folder, ImageMetrics(), SampleGrid(images=3), ema, PredictionWriter(), **options)
     val, test = trainer.validate(method, data, verbose=False)[0], trainer.test(method, data, verbose=False)[0]
+    trainer.predict(method, data)
     trainer.fit(method, data)
     record = {
         "val": val,
