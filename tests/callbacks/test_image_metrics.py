@@ -1,7 +1,9 @@
 import csv
 import json
 import math
+import os
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
 
 from callbacks.image_metrics import ImageMetrics, full_reference_scores
+from datamodules.folder import Folder
 from tests.callbacks.small import SCALE, SmallData, SmallResolver, batch_of, trainer_of
 
 
@@ -106,3 +109,16 @@ def test_an_output_that_is_not_finite_is_named() -> None:
 def test_a_model_that_does_not_name_its_protocol_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"LightningModule has no `protocol\(\)`"):
         ImageMetrics().setup(trainer_of(tmp_path), LightningModule(), "fit")
+
+
+@pytest.mark.skipif("DIFFSR_TEST_DATA" not in os.environ, reason="DIFFSR_TEST_DATA names no folder of test images")
+def test_bicubic_enlargement_of_set5_scores_what_papers_report() -> None:
+    """28.42 dB and 0.8104 at x4 in the tables of EDSR, RCAN and SwinIR; MATLAB rounds Y once more than is done here."""
+    data = Folder(test=str(Path(os.environ["DIFFSR_TEST_DATA"]) / "set5"), scale=4, num_workers=0)
+    callback = ImageMetrics()
+    for raw in data.test_dataloader():
+        batch = data.on_after_batch_transfer(raw, 0)
+        callback.collect({"sr": batch["up"]}, batch)
+    assert len(callback.kept) == 5
+    assert fmean(row["bicubic/psnr_y"] for row in callback.kept.values()) == pytest.approx(28.42, abs=0.03)
+    assert fmean(row["bicubic/ssim_y"] for row in callback.kept.values()) == pytest.approx(0.8104, abs=0.002)
