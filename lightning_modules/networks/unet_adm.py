@@ -135,7 +135,9 @@ class ADMUNet(nn.Module):
         """`[B]` to `[B,embedding]`, in float32 under autocast: bfloat16 cannot tell neighbouring levels apart."""
         with torch.autocast(label.device.type, enabled=False):
             encoding = self.map_noise(label).to(self.map_layer0.weight.dtype)
-            embedded: Tensor = F.silu(self.map_layer1(F.silu(self.map_layer0(encoding))))
+            encoding = encoding + unsaid(self.map_augment, encoding)
+            embedded = self.map_layer1(F.silu(self.map_layer0(encoding)))
+            embedded = F.silu(embedded + unsaid(self.map_label, embedded))
         return embedded
 
     def _check(self, h: Tensor) -> None:
@@ -150,6 +152,12 @@ class ADMUNet(nn.Module):
                 f"ADMUNet was built with in_channels={self.in_channels} but got {channels}: 3 for the noisy image, and "
                 "3 more where the method shows it the low-resolution image (lr_condition: concat)"
             )
+
+
+def unsaid(layer: nn.Linear | None, like: Tensor) -> Tensor:
+    """What `layer` makes of the null label, all zeros; using it keeps it in the graph, as parallel training needs."""
+    output: Tensor = torch.zeros_like(like) if layer is None else layer(like.new_zeros(1, layer.in_features))
+    return output
 
 
 class PositionalEmbedding(nn.Module):

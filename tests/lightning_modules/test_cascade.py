@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 
 from callbacks.prediction_writer import PredictionWriter
 from datamodules.batch import Batch, make_batch
@@ -13,6 +14,7 @@ from datamodules.seeds import Seeds
 from lightning_modules.base import SuperResolver
 from lightning_modules.cascade import Cascade
 from lightning_modules.checkpoint import CheckpointError, build, load_method, write_checkpoint
+from lightning_modules.cli import CONFIGS, run
 from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
 
 DIFFUSION = "lightning_modules.diffusion"
@@ -103,6 +105,25 @@ def test_lightning_predict_writes_what_a_cascade_makes(tmp_path: Path) -> None:
     )
     trainer.predict(Cascade(paths, generate=True), Seeds(count=3, size=16, final=32, batch_size=2))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000000.png", "000001.png", "000002.png"]
+
+
+def test_the_command_enlarges_photos_with_a_cascade_and_generates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    second = checkpoint(tmp_path, "second", patch=4)
+    Image.new("RGB", (9, 7), (200, 100, 50)).save(tmp_path / "photo.png")
+    small = f"--model.init_args.stages=[{checkpoint(tmp_path, 'first', patch=4)},{second}]"
+    run(["predict", "--config", str(CONFIGS / "cascade.yaml"), "--input", "photo.png", "--output", "out", small])
+    with Image.open(tmp_path / "out" / "photo.png") as enlarged:
+        assert enlarged.size == (9 * 16, 7 * 16)
+    generated = f"--model.init_args.stages=[{checkpoint(tmp_path, 'generator', 'EDM', scale=4)},{second}]"
+    data = ["--data.init_args.count", "2", "--data.init_args.size", "16", "--data.init_args.final", "64"]
+    run(["predict", "--config", str(CONFIGS / "generate.yaml"), "--output", "new", generated, *data])
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["000000.png", "000001.png"]
+    with pytest.raises(ValueError, match="x4 x4, x16 in all, but the data is configured for x4"):
+        arguments = ["--input", "photo.png", "--output", "out4", "--data.init_args.scale", "4", small]
+        run(["predict", "--config", str(CONFIGS / "cascade.yaml"), *arguments])
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

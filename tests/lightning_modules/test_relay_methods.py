@@ -20,6 +20,7 @@ from lightning_modules.diffusion.region import Yoda
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.networks.attention_maps import Constant, Sobel
 from lightning_modules.networks.unet_adm import ADMUNet
+from lightning_modules.networks.unet_sr3 import SR3UNet
 from lightning_modules.relay import EDM, Relay
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "rdm"
@@ -98,6 +99,16 @@ def test_the_network_is_shown_what_the_condition_says(condition: Any, expected: 
     assert set(model.condition(images)) == expected
     assert model.super_resolve(images).shape == images["hr"].shape
     model.training_step(images, 0)
+
+
+def test_edm_trains_and_samples_with_the_networks_of_other_methods() -> None:
+    images, edm = batch(), Preconditioned(label_scale=250.0)
+    unet = SR3UNet(
+        inner_channel=8, channel_mults=(1, 2), attn_res=(), res_blocks=1, norm_groups=4, conditioning="index"
+    )
+    model = method(EDM, lr_condition="concat", network=unet, parameterization=edm)
+    model.training_step(images, 0)
+    assert model.super_resolve(images).shape == images["hr"].shape
 
 
 def test_a_network_without_room_for_the_condition_is_refused() -> None:
