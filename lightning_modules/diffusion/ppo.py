@@ -3,7 +3,6 @@
 Everything is `[K,B]`: K decisions of B episodes. `counted` marks the decisions that the policy is responsible for.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +61,7 @@ class Loss:
     kl: Tensor  # estimate of KL(old || new): mean of ratio - 1 - log ratio
     clipped: Tensor  # fraction of counted decisions whose ratio the clip cuts
     ratio_deviation: Tensor  # largest |ratio - 1|; zero in a first epoch whose policy sees what the rollout saw
-    explained_variance: Tensor  # 1 - Var(target - value) / Var(target)
+    explained_variance: Tensor  # 1 - Var(target - value) / Var(target); 0 where the targets do not vary
 
 
 @dataclass(frozen=True)
@@ -131,5 +130,5 @@ class Objective:
             kl=(ratio - 1 - log_ratio).mean().detach(),
             clipped=(ratio != kept).float().mean(),
             ratio_deviation=(ratio - 1).abs().max().detach(),
-            explained_variance=(1 - error.detach().var(correction=0) / spread) if spread > 0 else spread + math.nan,
+            explained_variance=1 - error.detach().var(correction=0) / spread if spread > 0 else spread,
         )
