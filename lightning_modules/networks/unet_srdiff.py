@@ -205,14 +205,23 @@ class SRDiffUNet(nn.Module):
         """The noise in `x`.
 
         Args:
-            x: `[B,3,H,W]`, H and W multiples of `stride`.
+            x: `[B,3,H,W]`, H and W multiples of `stride`, at least two of them.
             label: `[B]`, the index of the step, 0 to T-1, not scaled.
             features: `[B,channels,H,W]` from `project`.
             up: `[B,3,H,W]` in [-1,1], only with `up_input`.
 
         Returns:
             `[B,out_channels,H,W]`.
+
+        Raises:
+            ValueError: H or W is no multiple of `stride`, or so small that the last level has nothing to reflect.
         """
+        height, width = x.shape[-2:]
+        if height % self.stride or width % self.stride or min(height, width) < 2 * self.stride:
+            raise ValueError(
+                f"SRDiffUNet was given {width}x{height} pixels; with {len(self.downs)} levels it needs multiples of "
+                f"{self.stride}, and at least {2 * self.stride} on each side"
+            )
         time = self.mlp(sinusoidal_embedding(label, self.channels).to(self.cond_proj.weight.dtype))
         if self.up_proj is not None:
             features = features + self.up_proj(up)

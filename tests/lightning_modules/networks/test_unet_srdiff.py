@@ -99,3 +99,10 @@ def test_impossible_configurations_are_refused_by_name() -> None:
         SRDiffUNet(3)
     with pytest.raises(ValueError, match="encoder_blocks=1"):
         SRDiffUNet(encoder_blocks=1)
+
+
+@pytest.mark.parametrize("size", [(4, 16), (18, 16), (16, 18)])
+def test_impossible_sizes_are_refused_by_name(size: tuple[int, int]) -> None:
+    network = tiny()
+    with pytest.raises(ValueError, match=f"{size[1]}x{size[0]} pixels.*multiples of 4, and at least 8"):
+        network(torch.zeros(1, 3, *size), torch.zeros(1), features=torch.zeros(1, 8, *size))
