@@ -98,8 +98,17 @@ def build(config: Mapping[str, Any], source: str | Path) -> SuperResolver:
         parsed = parser.parse_object({"model": dict(config)})
         model: SuperResolver = parser.instantiate_classes(parsed).model
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: describes a model that cannot be built here: {_first(error)}") from error
+        reason = _first(said_by_constructor(error))
+        raise CheckpointError(f"{source}: describes a model that cannot be built here: {reason}") from error
     return model
+
+
+def said_by_constructor(error: Exception) -> Exception:
+    """What a constructor raised, where jsonargparse reports it as a value that matches no type."""
+    cause = error.__cause__
+    if isinstance(cause, Exception) and str(error).startswith("Does not validate against any of the Union subtypes"):
+        return said_by_constructor(cause)
+    return error
 
 
 def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperResolver:

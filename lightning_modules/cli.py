@@ -18,7 +18,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_modules.base import SuperResolver
-from lightning_modules.checkpoint import CheckpointError, build, data_config, model_config, read_checkpoint
+from lightning_modules.checkpoint import (
+    CheckpointError,
+    build,
+    data_config,
+    model_config,
+    read_checkpoint,
+    said_by_constructor,
+)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PARSER_MODE = "omegaconf+"  # resolves ${...} after all files are merged
@@ -247,7 +254,7 @@ def main() -> None:
     except (CheckpointError, MisconfigurationException, ValueError, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise
-        sys.exit(f"error: {error}\n(where it comes from: set {TRACEBACK}=1)")
+        sys.exit(f"error: {said_by_constructor(error)}\n(where it comes from: set {TRACEBACK}=1)")
 
 
 if __name__ == "__main__":

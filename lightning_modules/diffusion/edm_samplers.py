@@ -32,7 +32,7 @@ class EDMHeun(Heun):
         churn_range: tuple[float, float] = (0.0, math.inf),
         churn_noise: float = 1.0,
     ) -> None:
-        super().__init__(steps, eta)
+        super().__init__(steps, eta, spacing="trailing")
         self.churn, self.churn_range, self.churn_noise = churn, churn_range, churn_noise
 
     def grid(self, process: Process) -> Tensor:

@@ -182,10 +182,11 @@ class Heun(Sampler):
     Args:
         steps: See `Sampler`.
         eta: Share of the posterior's noise, drawn anew for each of the two evaluations.
-        spacing: See `Sampler`.
+        spacing: See `Sampler`. Where a table ends in almost pure noise, `trailing` would leave most of the way in the
+            ratio to one step, which no second-order step bridges.
     """
 
-    def __init__(self, steps: int, eta: float = 0.0, spacing: Spacing = "trailing") -> None:
+    def __init__(self, steps: int, eta: float = 0.0, spacing: Spacing = "karras") -> None:
         super().__init__(steps, spacing)
         self.eta = eta
 

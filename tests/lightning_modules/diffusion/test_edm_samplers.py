@@ -114,7 +114,7 @@ def test_plain_heun_and_edms_agree_on_edm() -> None:
     process, anchor = EDM(), torch.zeros(2, 3, 8, 8, dtype=torch.float64)
     denoise = gaussian_denoiser(process, 0.25)
     results = []
-    for sampler in (Heun(6), EDMHeun(6)):
+    for sampler in (Heun(6, spacing="trailing"), EDMHeun(6)):
         torch.manual_seed(0)
         results.append(sampler(denoise, process, anchor))
     assert torch.allclose(results[0], results[1], atol=1e-12)
@@ -172,6 +172,6 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(TypeError, match="churn adds noise but no blur"):
         EDMHeun(3, churn=4.0)(Recorder(x), Relay(), x)
     with pytest.raises(TypeError, match="mean of Relay"):
-        Heun(3)(Recorder(x), Relay(), x)
+        Heun(3, spacing="trailing")(Recorder(x), Relay(), x)
     with pytest.raises(ValueError, match="above 80"):
         EDMHeun(3, churn=4.0)(Recorder(x), EDM(), x)

@@ -92,7 +92,7 @@ SOLVER: dict[str, Any] = {"final_sigmas_type": "zero"}
             untimed,
             None,
         ),
-        (Heun(STEPS), HeunDiscreteScheduler(**TRAILING), timed, None),
+        (Heun(STEPS, spacing="trailing"), HeunDiscreteScheduler(**TRAILING), timed, None),
         (Heun(12, spacing="karras"), HeunDiscreteScheduler(**UNIFORM, use_karras_sigmas=True), untimed, None),
     ],
     ids=lambda value: value.name if isinstance(value, Sampler) else "",
@@ -201,7 +201,7 @@ def test_the_deterministic_samplers_draw_noise_once() -> None:
 def test_one_step_returns_the_first_estimate(solver: type[Sampler]) -> None:
     anchor = torch.zeros(2, 3, 4, 4)
     for process in PROCESSES:
-        drawn = solver(1)(lambda x_t, t, rows=None, /: torch.full_like(x_t, 0.25), process, anchor)
+        drawn = solver(1, spacing="trailing")(lambda x_t, t, rows=None, /: torch.full_like(x_t, 0.25), process, anchor)
         torch.testing.assert_close(drawn, torch.full_like(anchor, 0.25))
 
 
@@ -217,7 +217,7 @@ def test_what_after_step_returns_goes_on(solver: type[Sampler]) -> None:
         times.append((float(t[0]), float(s[0])))
         return torch.full_like(x_s, float(s[0]))
 
-    drawn = solver(4)(denoise, VP(SCHEDULE), torch.ones(2, 3, 4, 4), after_step)
+    drawn = solver(4, spacing="trailing")(denoise, VP(SCHEDULE), torch.ones(2, 3, 4, 4), after_step)
     assert not drawn.any()
     assert times == list(pairwise([1, 0.75, 0.5, 0.25, 0]))
     begun = {float(t[0]): x_t for x_t, t in seen}  # of Heun's two evaluations at a time, the second begins a step
@@ -227,7 +227,7 @@ def test_what_after_step_returns_goes_on(solver: type[Sampler]) -> None:
 def test_a_start_without_signal_is_refused_by_heun_and_taken_by_the_others() -> None:
     process = VP(Harmonic(50))
     with pytest.raises(ValueError, match=r"infinite at the start of VP; choose DDIM"):
-        Heun(10)(denoiser(process, untimed), process, torch.zeros(1, 3, 4, 4))
+        Heun(10, spacing="trailing")(denoiser(process, untimed), process, torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match="VP starts without; choose trailing"):
         DDIM(10, spacing="karras").grid(process)
     for sampler in (Ancestral(10), DDIM(10), DPMSolverPlusPlus(10)):
@@ -235,7 +235,9 @@ def test_a_start_without_signal_is_refused_by_heun_and_taken_by_the_others() -> 
         assert sampler(gaussian_denoiser(process, anchor), process, anchor).isfinite().all()
 
 
-@pytest.mark.parametrize("sampler", [DPMSolverPlusPlus(5), Heun(5)], ids=lambda sampler: sampler.name)
+@pytest.mark.parametrize(
+    "sampler", [DPMSolverPlusPlus(5), Heun(5, spacing="trailing")], ids=lambda sampler: sampler.name
+)
 def test_a_mean_that_is_no_multiple_of_the_image_is_refused(sampler: Sampler) -> None:
     with pytest.raises(TypeError, match=r"the mean of Relay is no multiple of x0.*DPMSolverPlusPlus, Heun"):
         sampler.grid(Relay())
