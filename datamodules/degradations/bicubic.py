@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.degradations.degradation import Degradation, Recipe
 
-PILLOW_BITS = 22  # Pillow holds the weights of an 8-bit image as multiples of 2^-22
+PILLOW_ONE = float(1 << 22)  # Pillow holds the weights of an 8-bit image as multiples of 2^-22
 
 
 class Bicubic(Degradation):
@@ -152,5 +152,5 @@ def pillow_matrix(length: int, out: int) -> Tensor:
     last = (centre + 2 * stretch + 0.5).long().clamp(max=length)
     pixel = torch.arange(length)
     weight = cubic((pixel - centre + 0.5) / stretch) * ((pixel >= first) & (pixel < last))
-    weight = weight / weight.sum(dim=1, keepdim=True) * 2**PILLOW_BITS
-    return (weight + weight.sign() / 2).trunc().mul(2.0**-PILLOW_BITS)
+    weight = weight / weight.sum(dim=1, keepdim=True) * PILLOW_ONE
+    return (weight + weight.sign() / 2).trunc() / PILLOW_ONE

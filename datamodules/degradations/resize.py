@@ -105,7 +105,8 @@ def matrices(before: Tensor, after: Tensor, steps: Tensor, modes: Sequence[str])
     old = torch.arange(int(before.max()), device=before.device)
     weight = torch.zeros(len(modes), len(new), len(old), device=before.device)
     for mode in MODES:
-        chosen = torch.tensor([i for i, given in enumerate(modes) if given == mode], device=before.device)
+        places = [i for i, given in enumerate(modes) if given == mode]
+        chosen = torch.tensor(places, dtype=torch.long, device=before.device)
         length = before[chosen, None]
         if mode == "area":
             weight[chosen] = cells(new, old, length, after[chosen, None])
