@@ -23,7 +23,7 @@ class Faces(Packed):
 
     Args:
         root: folder or URL of the shards.
-        size: side of the HR faces.
+        size: side of the HR faces: 128, 256, 512 or 1024, or what was packed.
         scale: HR size over LR size: 8 gives 16 to 128, or 64 to 512.
         options: those of `SRDataModule`.
     """
@@ -33,7 +33,7 @@ class Faces(Packed):
     def __init__(
         self,
         root: str = "data/faces",
-        size: Literal[128, 256, 512, 1024] = 128,
+        size: int = 128,
         scale: int = 8,
         **options: Any,
     ) -> None:
@@ -51,7 +51,7 @@ def prepare(
     folder: str,
     out: str = "data/faces",
     name: Literal["ffhq", "celebahq"] = "ffhq",
-    size: Literal[128, 256, 512, 1024] = 128,
+    size: int = 128,
     scale: int = 8,
     workers: int = os.cpu_count() or 1,
 ) -> None:

@@ -54,10 +54,11 @@ def decode(source: bytes | Path, name: str) -> Pixels:
     Raises:
         ImageError: empty, truncated, not an image, or of a kind that has no clear 8-bit meaning.
     """
-    if source == b"":
-        raise ImageError(f"{name}: zero bytes")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        if not content:
+            raise ValueError("zero bytes")
+        with Image.open(io.BytesIO(content)) as image:
             image.load()
             return np.asarray(_rgb(ImageOps.exif_transpose(image), name))
     except _UNREADABLE as error:

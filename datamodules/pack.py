@@ -47,10 +47,15 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-            return (image.height, image.width) if turned else (image.width, image.height)
+            return (image.height, image.width) if _turned(image) else (image.width, image.height)
     except UnidentifiedImageError as error:
-        raise PackError(f"{path}: {'zero bytes' if path.stat().st_size == 0 else 'not an image'}") from error
+        raise PackError(f"{path}: {'not an image' if path.stat().st_size else 'zero bytes'}") from error
+
+
+def _turned(image: Image.Image) -> bool:
+    if image.format == "PNG" and "exif" not in image.info:
+        return False  # Pillow would decode the whole image to look for a later chunk
+    return bool(image.getexif().get(_ORIENTATION, 1) >= 5)
 
 
 def pairs(hr: Sequence[Path], lr: Sequence[Path]) -> list[tuple[Path, Path]]:

@@ -57,6 +57,7 @@ class Photos(SRDataModule):
 
 
 def bundled(name: str) -> Path:
+    """The file of one of scikit-image's photographs."""
     return Path(skimage.__file__).parent / "data" / name
 
 

@@ -1,0 +1,276 @@
+"""Each published set is prepared from its real directory layout, and its config reads what was prepared."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from PIL import Image
+
+from datamodules import archives, celeba, div2k, ffhq, realsr
+from datamodules.archives import Archive, obtain
+from datamodules.base import SRDataModule
+from datamodules.benchmark_sets import BenchmarkSet
+from datamodules.div2k import DF2K, DIV2K
+from datamodules.pack import pack_folder
+from datamodules.packing import PackError
+from datamodules.shards import packed
+from lightning_modules.cli import CONFIGS, PARSER_MODE, layers
+from tests.datamodules.trees import picture, save
+
+DATA = sorted((CONFIGS / "data").glob("*.yaml"))
+
+
+def div2k_tree(raw: Path) -> None:
+    for split, first in (("train", 1), ("valid", 801)):
+        for number in (first, first + 1):
+            save(raw / f"DIV2K_{split}_HR" / f"{number:04d}.png", number, 480, 720)
+            save(raw / f"DIV2K_{split}_LR_bicubic" / "X4" / f"{number:04d}x4.png", number, 120, 180)
+    save(raw / "Flickr2K" / "Flickr2K_HR" / "000001.png", 1, 484, 480)
+
+
+def realsr_tree(raw: Path) -> None:
+    for camera in ("Canon", "Nikon"):
+        for split in ("Train", "Test"):
+            save(raw / camera / split / "4" / f"{camera}_001_HR.png", 1, 520, 540)
+            save(raw / camera / split / "4" / f"{camera}_001_LR4.png", 1, 130, 135)
+
+
+def drealsr_tree(raw: Path) -> None:
+    for split in ("Train", "Test"):
+        save(raw / f"{split}_x4" / f"{split.lower()}_HR" / "panasonic_10_x4.png", 1, 520, 540)
+        save(raw / f"{split}_x4" / f"{split.lower()}_LR" / "panasonic_10_x1.png", 1, 130, 135)
+
+
+def celeba_tree(raw: Path) -> None:
+    lines = []
+    for number, part in enumerate((0, 0, 1, 2), 1):
+        save(raw / "img_align_celeba" / f"{number:06d}.jpg", number, 218, 178)
+        lines.append(f"{number:06d}.jpg {part}\n")
+    (raw / "Eval").mkdir()
+    (raw / "Eval" / "list_eval_partition.txt").write_text("".join(lines))
+
+
+def faces(folder: Path, names: list[str]) -> Path:
+    for seed, name in enumerate(names):
+        save(folder / name, seed, 512, 512)
+    return folder
+
+
+def benchmark_tree(root: Path) -> None:
+    save(root / "B100" / "HR" / "000.png", 0, 41, 62)
+    for name, count in {"Set5": 5, "Set14": 14, "BSD100": 100, "Urban100": 100, "Manga109": 109}.items():
+        for index in range(1 if name == "BSD100" else 0, count):
+            folder = "B100" if name == "BSD100" else name
+            save(root / folder / "HR" / f"{index:03d}.png", index, 41, 62)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with every set raw and, below data/, packed as the configs expect it."""
+    home = tmp_path_factory.mktemp("sets")
+    div2k_tree(home / "div2k")
+    div2k.prepare(str(home / "div2k"), str(home / "data/div2k"), flickr2k=True, partial=True, workers=1)
+    realsr_tree(home / "RealSR(V3)")
+    realsr.prepare(str(home / "RealSR(V3)"), str(home / "data/realsr"), workers=1)
+    drealsr_tree(home / "DRealSR")
+    realsr.prepare(str(home / "DRealSR"), str(home / "data/realsr"), name="drealsr", workers=1)
+    celeba_tree(home / "celeba")
+    celeba.prepare(str(home / "celeba"), str(home / "data/celeba"), workers=1)
+    flickr = faces(home / "images1024x1024", ["00000/00000.png", "00000/00001.png", "01000/01000.png"])
+    hq = faces(home / "celeba_hq", ["0.jpg", "1.jpg"])
+    for size, scale in ((64, 4), (128, 8), (256, 4), (512, 8)):
+        ffhq.prepare(str(flickr), str(home / "data/faces"), "ffhq", size, scale, workers=1)
+        ffhq.prepare(str(hq), str(home / "data/faces"), "celebahq", size, scale, workers=1)
+    benchmark_tree(home / "data/benchmark")
+    for split in ("train", "val"):
+        save(home / "mine" / split / "a.png", 0, 200, 200)
+    for split in ("train", "val"):
+        pack_folder(str(home / "mine" / split), str(home / "data/mine"), "mine", split, workers=1)
+    return home
+
+
+def configured(config: Path, *options: str) -> SRDataModule:
+    parser = ArgumentParser(parser_mode=PARSER_MODE, exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--compose", type=list[str])
+    parser.add_subclass_arguments(SRDataModule, "data")
+    flags = [flag for layer in layers(config) for flag in ("--config", str(layer))]
+    data: SRDataModule = parser.instantiate_classes(parser.parse_args([*flags, *options])).data
+    return data
+
+
+TRAINS = {  # config: images in an epoch of training, in validation, HR size and LR size of a validation image
+    "div2k_x4": (4, 2, (480, 720), (120, 180)),
+    "df2k_x4": (6, 2, (480, 720), (120, 180)),
+    "realsr_x4": (2, 2, (512, 512), (128, 128)),
+    "realsr_x4_full": (2, 2, (520, 540), (130, 135)),
+    "drealsr_x4": (1, 1, (512, 512), (128, 128)),
+    "drealsr_x4_full": (1, 1, (520, 540), (130, 135)),
+    "ffhq_16_128": (3, 2, (128, 128), (16, 16)),
+    "ffhq_64_512": (3, 2, (512, 512), (64, 64)),
+    "faces_16_64": (3, 2, (64, 64), (16, 16)),
+    "faces_64_256": (3, 2, (256, 256), (64, 64)),
+    "celeba_x8": (2, 1, (160, 160), (20, 20)),
+    "packed": (1, 1, (200, 200), (50, 50)),
+    "photos": (151, 2, (300, 448), (75, 112)),
+    "set5": (0, 5, (40, 60), (10, 15)),
+    "set14": (0, 14, (40, 60), (10, 15)),
+    "b100": (0, 100, (40, 60), (10, 15)),
+    "urban100": (0, 100, (40, 60), (10, 15)),
+    "manga109": (0, 109, (40, 60), (10, 15)),
+}
+
+
+@pytest.mark.parametrize("config", [path for path in DATA if path.stem != "folder"], ids=lambda path: path.stem)
+def test_every_config_reads_what_was_prepared(config: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(prepared)
+    samples, images, hr, lr = TRAINS[config.stem]
+    data = configured(config, "--data.init_args.num_workers=0", "--data.init_args.val_batch_size=1")
+    data.prepare_data()
+    raw = list(data.val_dataloader())
+    batch = data.on_after_batch_transfer(raw[0], 0)
+    assert len({one["key"][0] for one in raw}) == len(raw) == images
+    assert (tuple(batch["hr"].shape[-2:]), tuple(batch["lr"].shape[-2:])) == (hr, lr)
+    assert batch["up"].shape == batch["hr"].shape
+    if samples:
+        assert len(data.source("train")) == samples
+        trained = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+        assert trained["hr"].shape[-1] == trained["lr"].shape[-1] * data.scale == data.train_crop.size
+
+
+def test_folder_config_takes_the_users_folder(prepared: Path) -> None:
+    data = configured(CONFIGS / "data" / "folder.yaml", f"--data.init_args.train={prepared / 'mine' / 'train'}")
+    assert len(data.source("train")) == 1
+
+
+def test_a_test_set_has_nothing_to_train_on(prepared: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="Set5 is for test only"):
+        BenchmarkSet(str(prepared / "data/benchmark")).train_dataloader()
+
+
+def test_published_lr_is_packed_beside_hr(prepared: Path) -> None:
+    out = prepared / "with_lr"
+    div2k.prepare(str(prepared / "div2k"), str(out), lr=4, partial=True, workers=1)
+    sample = packed(str(out), "div2k-train").sample(1, paired=True)
+    expected = np.asarray(picture(1, 120, 180))[:, 60:]
+    assert sample.lr is not None and np.array_equal(sample.lr, expected)
+    assert sample.key == "div2k/0001_s002"
+
+
+def test_faces_are_those_of_pillow(prepared: Path) -> None:
+    sample = packed(str(prepared / "data/faces"), "ffhq_16_128-train").sample(0, paired=True)
+    face = picture(0, 512, 512)
+    assert np.array_equal(sample.hr, np.asarray(face.resize((128, 128), Image.Resampling.BICUBIC)))
+    assert sample.lr is not None
+    assert np.array_equal(sample.lr, np.asarray(face.resize((16, 16), Image.Resampling.BICUBIC)))
+
+
+def test_celeba_faces_are_cut_and_resized_as_published(prepared: Path) -> None:
+    face = Image.open(prepared / "celeba/img_align_celeba/000004.jpg").convert("RGB")
+    expected = face.crop((0, 20, 178, 198)).resize((160, 160), Image.Resampling.BILINEAR)
+    assert np.array_equal(
+        packed(str(prepared / "data/celeba"), "celeba-test").sample(0, paired=False).hr, np.asarray(expected)
+    )
+
+
+@pytest.mark.parametrize(
+    "layout", ["GTmod12|LRbicx4", "HR|LR_bicubic/X4", "X4/GT|X4/LR", "image_SRF_4|image_SRF_4", "|"]
+)
+def test_layouts_of_benchmark_sets(layout: str, tmp_path: Path) -> None:
+    hr, lr = layout.split("|")
+    for index in range(5):
+        beside = "_SRF_4_" if "SRF" in layout else ""
+        save(tmp_path / "Set5" / hr / f"img_{index:03d}{beside and beside + 'HR'}.png", index, 40, 60)
+        if lr:
+            suffix = beside + "LR" if beside else "x4"
+            save(tmp_path / "Set5" / lr / f"img_{index:03d}{suffix}.png", index, 10, 15)
+    data = BenchmarkSet(str(tmp_path), num_workers=0, paired=bool(lr))
+    raw = list(data.test_dataloader())
+    assert len(raw) == 5 and raw[0]["hr"].shape == (1, 3, 40, 60)
+    assert ("lr" in raw[0]) == bool(lr)
+    if lr:
+        assert torch.equal(raw[4]["lr"][0], torch.from_numpy(np.array(picture(4, 10, 15))).permute(2, 0, 1))
+
+
+def test_an_incomplete_benchmark_set_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "Set5" / "baby.png", 0)
+    with pytest.raises(FileNotFoundError, match="has 1 of the 5 images of Set5"):
+        BenchmarkSet(str(tmp_path)).test_dataloader()
+    with pytest.raises(FileNotFoundError, match=r"no Set14 \(looked for .*Set14/HR"):
+        BenchmarkSet(str(tmp_path), name="Set14").test_dataloader()
+
+
+@pytest.mark.parametrize("data", [DIV2K, DF2K])
+def test_absent_div2k_names_the_command_and_the_overlay(data: Callable[..., SRDataModule], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        data(root=str(tmp_path / "none")).train_dataloader()
+    message = str(caught.value)
+    assert f"python -m datamodules.div2k RAW {tmp_path}/none" in message
+    assert "--config configs/data/photos.yaml" in message
+
+
+def test_div2k_with_missing_images_is_refused(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(PackError, match=r"DIV2K_train_HR: holds 2 images, the published set has 800; .*--partial"):
+        div2k.prepare(str(prepared / "div2k"), str(tmp_path), workers=1)
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    """A small archive, and a network that has nothing else."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("HR/a.png", b"png")
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+
+    def download(url: str, target: Path, timeout: float) -> Path:
+        if url != "https://host/HR.zip":
+            raise OSError("Name or service not known")
+        target.write_bytes(content.getvalue())
+        return target
+
+    monkeypatch.setattr(archives, "download", download)
+    return Archive("https://host/HR.zip", "HR", 1, f"sha256:{digest}")
+
+
+def test_an_archive_is_downloaded_checked_and_unpacked(published: Archive, tmp_path: Path) -> None:
+    assert obtain(published, tmp_path / "raw") == tmp_path / "raw" / "HR"
+    assert (tmp_path / "raw/HR/a.png").read_bytes() == b"png"
+
+
+def test_an_archive_with_another_checksum_is_refused(published: Archive, tmp_path: Path) -> None:
+    other = Archive(published.url, "HR", 1, "md5:0123")
+    with pytest.raises(PackError, match=r"HR\.zip: its md5 is \w+, not 0123: delete it"):
+        obtain(other, tmp_path)
+    assert not (tmp_path / "HR").exists()
+
+
+def test_without_network_it_says_where_the_files_go(published: Archive, tmp_path: Path) -> None:
+    absent = Archive("https://elsewhere/X.zip", "X/HR", 800)
+    with pytest.raises(PackError, match=r"X/HR is not there, .*X\.zip could not be had \(Name or .*put it at .*X\.zip"):
+        obtain(absent, tmp_path)
+
+
+def test_div2k_archives_have_checksums() -> None:
+    for archive in div2k._HR.values():
+        assert archive.digest and archive.images >= 100 and archive.url.startswith("https://")
+
+
+def test_a_face_that_is_not_square_or_too_small_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 0, 100, 128)
+    with pytest.raises(PackError, match=r"a\.png: is 128x100; an aligned face of at least 128x128 is needed"):
+        ffhq.prepare(str(tmp_path), str(tmp_path / "out"), size=128, workers=1)
+
+
+def test_licences_are_recorded(prepared: Path) -> None:
+    for folder in (prepared / "data").iterdir():
+        description = folder / "dataset.json"
+        splits: list[dict[str, Any]] = json.loads(description.read_text())["splits"] if description.exists() else []
+        assert all(split["licence"] for split in splits if split["name"] != "mine")
