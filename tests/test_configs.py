@@ -1,6 +1,6 @@
 """Every experiment in configs/ trains and validates for two batches, and its checkpoint rebuilds the method.
 
-An overlay tests/tiny/<path> shrinks what the file configs/<path> asks for; a new experiment is found by itself.
+A new experiment is found by itself; tests/tiny/experiments.py says how it is shrunk.
 """
 
 from pathlib import Path
@@ -10,22 +10,8 @@ import torch
 
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import load_method
-from lightning_modules.cli import CONFIGS, layers, run
-
-TINY = Path(__file__).parent / "tiny"
-DEFAULTS = {"base.yaml", "predict.yaml", "test.yaml", "validate.yaml", "cascade.yaml", "generate.yaml"}
-EXPERIMENTS = sorted(path for path in CONFIGS.glob("*.yaml") if path.name not in DEFAULTS)
-
-
-def tiny_overlays(config: Path) -> list[Path]:
-    mirrored = (TINY / layer.resolve().relative_to(CONFIGS) for layer in layers(config))
-    overlays = [overlay for overlay in mirrored if overlay.is_file() and overlay.name != "base.yaml"]
-    return [*overlays, TINY / "base.yaml"]
-
-
-def arguments(config: Path) -> list[str]:
-    return [flag for path in [config, *tiny_overlays(config)] for flag in ("--config", str(path))]
-
+from lightning_modules.cli import run
+from tests.tiny.experiments import EXPERIMENTS, arguments
 
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_trains_validates_and_reloads(

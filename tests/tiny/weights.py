@@ -1,15 +1,27 @@
-"""Small random models of the classes that configs load from a hub, written to a folder in the hub's layout."""
+"""Small random models of the classes that configs load from a hub, in the hub's layout, or from a checkpoint."""
 
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
+
+from lightning_modules.checkpoint import write_checkpoint
+from lightning_modules.cli import CONFIGS, configured_model
+
+TINY = Path(__file__).parent
 
 
 def write_tiny_weights(folder: Path) -> None:
     """What overlays in tests/tiny find at ${oc.env:DIFFSR_TINY}."""
     torch.manual_seed(0)
-    vit = ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32, image_size=32, patch_size=8)
+    vit = ViTConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32, image_size=32, patch_size=8
+    )
     ViTModel(vit, add_pooling_layer=False).save_pretrained(folder / "dino_vit")
     resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])
     ResNetModel(resnet).save_pretrained(folder / "dino_resnet")
+    composed = [CONFIGS / "sr3_cosine_16_128.yaml", TINY / "method" / "sr3.yaml", TINY / "base.yaml"]
+    config = folder / "sr3_cosine.yaml"
+    config.write_text(yaml.safe_dump({"compose": [str(path) for path in composed]}))
+    write_checkpoint(*configured_model(config), folder / "sr3_cosine.ckpt")

@@ -1,0 +1,230 @@
+"""What the base promises every method: noise by key, padding, checkpoints, YODA as a slot."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from datamodules.batch import Batch
+from lightning_modules.base import pad_to_stride, stable_seed
+from lightning_modules.checkpoint import CheckpointError, load_method, read_checkpoint
+from lightning_modules.diffusion.parameterization import Clean, Epsilon
+from lightning_modules.diffusion.region import Region, Yoda
+from lightning_modules.diffusion.samplers import DDIM, Ancestral
+from lightning_modules.diffusion.schedules import Cosine
+from lightning_modules.diffusion.space import Residual
+from lightning_modules.diffusion.vp import VP
+from lightning_modules.networks.attention_maps import Constant, Sobel
+from lightning_modules.networks.rrdb import RRDBNet
+from lightning_modules.networks.unet_srdiff import SRDiffUNet
+from lightning_modules.srdiff import SRDiff
+
+
+def srdiff(region: Region | None = None, **options: Any) -> SRDiff:
+    torch.manual_seed(0)
+    model = SRDiff(
+        encoder=RRDBNet(4, 4, 2),
+        network=SRDiffUNet(4, 8, (1, 2), 4, 2),
+        process=VP(Cosine(10)),
+        parameterization=options.pop("parameterization", Epsilon("index")),
+        space=Residual(),
+        sampler=options.pop("sampler", Ancestral(3)),
+        region=region,
+        norm="l1",
+        freeze_encoder=False,
+        encoder_loss=0.0,
+    )
+    model.log = lambda *args, **kwargs: None  # type: ignore[method-assign, assignment]
+    return model.eval()
+
+
+def batch(count: int = 2, height: int = 6, width: int = 5) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    lr = torch.rand(count, 3, height, width, generator=generator) * 2 - 1
+    hr = torch.rand(count, 3, 4 * height, 4 * width, generator=generator) * 2 - 1
+    up = torch.nn.functional.interpolate(lr, scale_factor=4)
+    return Batch(lr=lr, up=up, hr=hr, key=[f"set/{i}" for i in range(count)])
+
+
+def only(images: Batch, index: int) -> Batch:
+    return Batch(lr=images["lr"][index:][:1], up=images["up"][index:][:1], key=[images["key"][index]])
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    model, images = srdiff(), batch()
+    together = model.super_resolve(images)
+    torch.testing.assert_close(model.super_resolve(only(images, 1)), together[1:], rtol=0, atol=1e-5)
+
+
+def test_the_global_random_state_is_neither_read_nor_changed() -> None:
+    model, images = srdiff(), batch()
+    torch.manual_seed(1)
+    first = model.super_resolve(images)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert torch.equal(model.super_resolve(images), first)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_keys_and_seeds_decide_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = srdiff(), batch(1)
+    first = model.super_resolve(images)
+    assert not torch.equal(model.super_resolve({**images, "key": ["other"]}), first)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert not torch.equal(model.super_resolve(images), first)
+
+
+def test_stable_seed_is_stable() -> None:
+    assert stable_seed(0, "a", 1) == stable_seed(0, "a", 1) != stable_seed(0, "a", 2)
+
+
+@pytest.mark.parametrize(("stride", "scale", "lr", "padded"), [(8, 4, (5, 6), (6, 6)), (8, 2, (5, 3), (8, 4)), (4, 4, (5, 7), (5, 7))])
+def test_padding_reaches_the_stride_and_no_further(
+    stride: int, scale: int, lr: tuple[int, int], padded: tuple[int, int]
+) -> None:
+    images = Batch(lr=torch.rand(1, 3, *lr), up=torch.rand(1, 3, lr[0] * scale, lr[1] * scale), key=["a"])
+    result = pad_to_stride(images, stride)
+    assert result["lr"].shape[-2:] == padded
+    assert result["up"].shape[-2:] == (padded[0] * scale, padded[1] * scale)
+    assert torch.equal(result["up"][..., : lr[0] * scale, : lr[1] * scale], images["up"])
+
+
+def test_any_size_is_enlarged_by_exactly_the_scale() -> None:
+    assert srdiff().super_resolve(batch(1, 7, 3)).shape == (1, 3, 28, 12)
+
+
+def test_an_image_below_the_stride_is_named() -> None:
+    model = srdiff()
+    model.network.stride = 32
+    with pytest.raises(ValueError, match=r"set/0.*smaller than the 32 pixels"):
+        model.super_resolve(batch(1, 2, 9))
+
+
+# YODA in its slot.
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(4), DDIM(3)])
+def test_a_full_region_equals_the_host_bit_for_bit(sampler: Ancestral) -> None:
+    host, yoda, images = srdiff(sampler=sampler), srdiff(Yoda(Constant(0.75), 0.25), sampler=sampler), batch()
+    assert torch.equal(host.super_resolve(images), yoda.super_resolve(images))
+    losses = []
+    for model in (host, yoda):
+        torch.manual_seed(3)
+        result = model.training_step(images, 0)
+        assert isinstance(result, dict)
+        losses.append(result["loss"])
+    assert torch.equal(*losses)
+
+
+def test_waiting_pixels_end_as_the_enlarged_image() -> None:
+    images = batch(1)
+    images["attention"] = torch.zeros(1, 1, *images["up"].shape[-2:])
+    images["attention"][..., :10] = 1
+    model = srdiff(Yoda(Sobel(), lower_bound=0.05), sampler=DDIM(4))  # the last of four steps begins at t = 0.25
+    sr = model.super_resolve(images)
+    assert torch.equal(sr[..., 10:], images["up"][..., 10:])
+    assert not torch.equal(sr[..., :10], images["up"][..., :10])
+
+
+def test_the_loss_of_waiting_pixels_does_not_count() -> None:
+    model, images = srdiff(Yoda(Constant(0.0), lower_bound=0.1)), batch(1)
+    result = model.process.sample_t
+    model.process.sample_t = lambda n, device: torch.ones(n, dtype=torch.float64)  # type: ignore[method-assign]
+    step = model.training_step(images, 0)
+    assert isinstance(step, dict) and step["loss"] == 0
+    model.process.sample_t = result  # type: ignore[method-assign]
+
+
+def test_active_norm_is_the_mean_over_active_pixels() -> None:
+    loss, mask = torch.rand(2, 3, 4, 4), (torch.rand(2, 1, 4, 4) > 0.5).float()
+    region = Yoda(Constant(1.0), mask_norm="active")
+    expected = torch.stack([(loss[i] * mask[i]).sum() / (3 * mask[i].sum()) for i in range(2)]).mean()
+    torch.testing.assert_close(region.reduce(loss, mask), expected)
+    torch.testing.assert_close(Yoda(Constant(1.0)).reduce(loss, mask), (loss * mask).mean())
+
+
+def test_composite_input_holds_the_noised_low_resolution_image() -> None:
+    x_t, filled = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 2:] = 1
+    shown = Yoda(Constant(1.0), input_mode="composite").train_input(x_t, filled=filled, mask=mask)
+    assert torch.equal(shown[..., :2], filled[..., :2]) and torch.equal(shown[..., 2:], x_t[..., 2:])
+
+
+@pytest.mark.parametrize("bound", [0.0, -0.1, 1.5])
+def test_a_lower_bound_outside_its_range_is_refused(bound: float) -> None:
+    with pytest.raises(ValueError, match="lower_bound"):
+        Yoda(Constant(1.0), lower_bound=bound)
+
+
+def test_preview_shows_the_map_and_its_masks() -> None:
+    panels = srdiff(Yoda(Sobel(), 0.1)).preview(batch())
+    assert list(panels) == ["attention", "mask t=0.75", "mask t=0.5", "mask t=0.25"]
+    assert all(panel.shape == (2, 1, 24, 20) for panel in panels.values())
+
+
+# Weights.
+
+
+def test_frozen_encoder_stays_in_the_checkpoint_and_out_of_training() -> None:
+    model = srdiff()
+    model.encoder.requires_grad_(False)
+    assert not model.frozen_keys()
+    optimizer = model.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.Adam)
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in model.network.parameters()}
+
+
+def test_weights_must_fit_exactly() -> None:
+    model = srdiff()
+    state = dict(model.state_dict())
+    state["network.surplus"] = state.pop("network.final_conv.1.bias")
+    with pytest.raises(ValueError, match=r"missing network.final_conv.1.bias; unknown network.surplus"):
+        model.load_state_dict(state)
+    with pytest.raises(ValueError, match="size mismatch"):
+        model.load_state_dict({**model.state_dict(), "network.final_conv.1.bias": torch.zeros(5)})
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path("/nonexistent/pwned").touch, ())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "damaged or no checkpoint"),
+        (b"not a checkpoint at all", "no checkpoint|not a checkpoint"),
+        (Evil(), "could execute code"),
+        (torch.zeros(3), "holds a Tensor"),
+        ({"state_dict": {}}, "was not written by a training run"),
+    ],
+)
+def test_what_is_no_checkpoint_is_one_clear_message(content: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=f"{path}.*({message})"):
+        load_method(path)
+
+
+def test_a_truncated_checkpoint_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    torch.save({"state_dict": {"a": torch.rand(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(path)
+
+
+def test_clean_and_epsilon_agree_on_a_perfect_network() -> None:
+    process, x0, noise = VP(Cosine(10)), torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    t, anchor = torch.tensor([0.3, 0.8], dtype=torch.float64), torch.zeros(2, 3, 4, 4)
+    x_t = process.diffuse(x0=x0, anchor=anchor, t=t, noise=noise)
+    for parameterization, output in ((Epsilon("index"), noise), (Clean("index"), x0)):
+        estimate: Tensor = parameterization.x0(process, output, x_t=x_t, anchor=anchor, t=t)
+        torch.testing.assert_close(estimate, x0, rtol=0, atol=1e-5)
