@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
@@ -32,7 +33,7 @@ class SkipDiff(SuperResolver):
 
     Where we depart from the released code: a skip keeps the image at its own noise level, the forced last decision does
     not enter the loss, rewards are not discounted, advantages are standardized instead of returns, evaluations have a
-    price, and the network runs on the part of the batch that runs. `configs/skipdiff/official.yaml` undoes it all.
+    price, and the network runs on the part of the batch that runs. `configs/skipdiff_official.yaml` undoes it all.
 
     Args:
         base_checkpoint: Checkpoint of a trained diffusion method; its weights stay as they are.
@@ -142,12 +143,13 @@ class SkipDiff(SuperResolver):
 
     # Training.
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Plays one batch, with noise of its own in each iteration, and learns from it."""
         keys = [f"{key}/iteration {self.global_step}" for key in batch["key"]]
         episodes = self.rollouts.play(cast(Batch, {**batch, "key": keys}), self.policy, self.count_forced)
         losses = self.learn(episodes)
         self._log_training(episodes, losses)
+        return {"loss": losses[-1].total.detach()}
 
     def learn(self, episodes: Episodes) -> list[Loss]:
         """All passes over a batch of episodes; the loss of each step."""

@@ -111,7 +111,8 @@ class SelfAttentionGuidance(Guidance):
     `guide_scale` is `1 + scale`.
 
     Args:
-        layer: Dotted path in the network of the self-attention whose weights are read; not needed for `uniform`.
+        layer: Dotted path in the network of the self-attention whose weights are read; None for the one that the
+            network names as its `middle_attention`.
         scale: How far to extrapolate; 0 turns it off.
         mask: `attention`, or `uniform`, which blurs everywhere, for networks without softmax attention.
         threshold: Received attention above which a position is blurred; the mean is 1.
@@ -144,8 +145,12 @@ class SelfAttentionGuidance(Guidance):
         Raises:
             ValueError: it is not there; the message lists the layers that are.
         """
-        if self.mask == "attention":
-            self_attention(network, self.layer)
+        self._layer(network)
+
+    def _layer(self, network: nn.Module) -> nn.Module | None:
+        if self.mask == "uniform":
+            return None
+        return self_attention(network, self.layer or getattr(network, "middle_attention", None))
 
     def wrap(
         self,
@@ -167,7 +172,7 @@ class SelfAttentionGuidance(Guidance):
         if self.branch == "unconditional" and unconditional is None:
             raise ValueError("branch: unconditional needs a method with a null condition; set branch: conditional")
         probed = unconditional if self.branch == "unconditional" and unconditional is not None else denoise
-        layer = self_attention(network, self.layer) if self.mask == "attention" else None
+        layer = self._layer(network)
 
         def guided(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
             acts = (t >= self.t_range[0]) & (t <= self.t_range[1])
@@ -207,8 +212,8 @@ class SelfAttentionGuidance(Guidance):
             return blurred
         if len(maps) != 1:
             raise RuntimeError(
-                f"{self.layer} ran {len(maps)} times in one estimate instead of once. With classifier-free guidance "
-                "set branch: unconditional; a compiled network hides its layers: set compile: false"
+                f"the self-attention ran {len(maps)} times in one estimate instead of once. With classifier-free "
+                "guidance set branch: unconditional; a compiled network hides its layers: set compile: false"
             )
         return torch.where(self.select(maps[0], x0), blurred, x0)
 

@@ -38,6 +38,7 @@ class ADMUNet(nn.Module):
 
     Attributes:
         stride: Height and width of an input must be multiples of it.
+        middle_attention: Path of the innermost self-attention, which self-attention guidance reads.
 
     Raises:
         ValueError: `img_resolution` cannot be halved as often as there are levels.
@@ -61,6 +62,7 @@ class ADMUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.stride = 2 ** (len(channel_mult) - 1)
+        self.middle_attention = "dec.{0}x{0}_in0.attention".format(img_resolution // self.stride)
         if img_resolution % self.stride:
             raise ValueError(f"img_resolution: {img_resolution} cannot be halved {len(channel_mult) - 1} times")
         self.in_channels = in_channels

@@ -41,10 +41,13 @@ class SR3UNet(nn.Module):
 
     Attributes:
         stride: height and width of an input must be multiples of it.
+        middle_attention: path of the innermost self-attention, which self-attention guidance reads.
 
     Raises:
         ValueError: a width is not a multiple of `norm_groups`.
     """
+
+    middle_attention = "mid.0.attn"
 
     def __init__(
         self,

@@ -340,10 +340,13 @@ class UNetSwin(nn.Module):
 
     Attributes:
         stride: height and width of the state must be multiples of it.
+        middle_attention: path of the innermost unshifted attention, which self-attention guidance reads.
 
     Raises:
         ValueError: a width does not divide into heads, or the levels halve the training size below one pixel.
     """
+
+    middle_attention = "middle_block.1.blocks.0"
 
     def __init__(
         self,

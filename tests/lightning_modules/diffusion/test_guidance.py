@@ -221,8 +221,14 @@ def test_a_layer_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(ValueError, match=r"no self-attention at layer: middle; it has .*mid\.0\.attn"):
         SelfAttentionGuidance("middle").check(sr3())
     with pytest.raises(ValueError, match="no self-attention at layer: None"):
-        SelfAttentionGuidance().check(sr3())
-    SelfAttentionGuidance("mid.0.attn").check(sr3())
+        SelfAttentionGuidance().check(setting()[0])
+    SelfAttentionGuidance("downs.3.attn").check(sr3())
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_networks_name_their_innermost_attention(size: int) -> None:
+    for network in (sr3(), UNetSwin(), ADMUNet(img_resolution=size, model_channels=16, channels_per_head=16)):
+        SelfAttentionGuidance().check(network)
 
 
 def test_a_network_without_softmax_attention_is_offered_the_uniform_mask() -> None:
