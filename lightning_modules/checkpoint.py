@@ -36,7 +36,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if zipfile.is_zipfile(path) or "Unsupported" in str(error) or "WeightsUnpickler" in str(error):
             raise CheckpointError(
                 f"{path}: holds Python objects beside tensors and plain values, and is not loaded because unpickling "
-                f"them could execute code. Export its state dict as .safetensors where you trust it. ({_first(error)})"
+                "them could execute code. Where that can do no harm, in a container without network and without your "
+                "files, the code that wrote it can export the weights: "
+                "safetensors.torch.save_file(MODULE.state_dict(), 'weights.safetensors')"
             ) from error
         raise CheckpointError(f"{path}: is not a checkpoint ({_first(error)})") from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
