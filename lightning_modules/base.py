@@ -99,8 +99,11 @@ class SuperResolver(LightningModule, ABC):
         return [torch.Generator(self.device).manual_seed(stable_seed(global_seed(), key, purpose)) for key in keys]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Reseeds from (seed, rank, epoch, batch): ranks differ, and a resumed run draws what it would have drawn."""
-        torch.manual_seed(stable_seed(global_seed(), self.global_rank, self.current_epoch, batch_idx))
+        """Reseeds from (seed, rank, batches so far): ranks differ, and a resumed run draws what it would have drawn.
+
+        Epochs do not enter: where the stream is endless, the end of a run ends one, and resuming begins another.
+        """
+        torch.manual_seed(stable_seed(global_seed(), self.global_rank, self.trainer.fit_loop.total_batch_idx))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """`{"sr": [B,3,H,W], "panels": {title: [B,C,H,W] in [0, 1]}}`; callbacks make scores and pictures of it."""

@@ -33,7 +33,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path) or "Unsupported" in str(error) or "WeightsUnpickler" in str(error):
+        if zipfile.is_zipfile(path) or path.open("rb").read(1) == b"\x80":  # a pickle, new or old form
             raise CheckpointError(
                 f"{path}: holds Python objects beside tensors and plain values, and is not loaded because unpickling "
                 "them could execute code. Where that can do no harm, in a container without network and without your "
