@@ -7,6 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,8 @@ def configured_model(path: str | Path) -> tuple[SuperResolver, dict[str, Any]]:
     parser.add_subclass_arguments(LightningDataModule, "data")
     flags = [flag for layer in layers(Path(path)) for flag in ("--config", str(layer))]
     config = parser.parse_args(flags).as_dict()
-    return build(config["model"], path), config
+    # Parsing it once more would turn the dictionaries inside of its lists into objects.
+    return build(deepcopy(config["model"]), path), config
 
 
 def run(arguments: Sequence[str]) -> CLI:
