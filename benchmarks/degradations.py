@@ -4,8 +4,8 @@
     python benchmarks/degradations.py --realesrgan Real-ESRGAN --basicsr BasicSR
 
 The reference is `RealESRGANModel.feed_data`, unmodified, with the options of `train_realesrgan_x4plus.yml`; what it
-needs of other packages (OpenCV, torchvision) is replaced below. Its blur kernels are drawn beforehand and are not timed,
-and its queue, which makes it sharpen the targets twice, is left out; here everything is timed, from the keys to the
+needs of other packages (OpenCV, torchvision) is replaced below. Its blur kernels are drawn beforehand and not timed, and
+its queue, which makes it sharpen the targets twice, is left out; here everything is timed, from the keys to the
 low-resolution images.
 """
 

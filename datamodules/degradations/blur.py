@@ -62,7 +62,7 @@ def smooth(number: int) -> bool:
 def unsharp_mask(images: Tensor, *, weight: float = 0.5, threshold: float = 10.0) -> Tensor:
     """Sharpens `[B,3,H,W]` in [0,1] where it differs from its blur by more than `threshold` grey levels.
 
-    The sharpening of Real-ESRGAN's targets (section 3.4 of arXiv:2107.10833): a Gaussian of 51 taps.
+    The sharpening of Real-ESRGAN's targets (arXiv:2107.10833): the blur is a Gaussian of 51 taps.
     """
     taps = kernels([{"kernel": "iso", "size": USM_SIZE, "sigma_x": USM_SIGMA}]).to(images.device)
     detail = images - convolve(Images.of(images), taps).pixels

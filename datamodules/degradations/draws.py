@@ -16,8 +16,12 @@ def uniform(rng: np.random.Generator, limits: tuple[float, float]) -> float:
 
 def choose(rng: np.random.Generator, items: Sequence[Item], probabilities: Sequence[float]) -> Item:
     """One of `items`, each as often as its probability says; they sum to 1."""
-    place = int(np.searchsorted(np.cumsum(probabilities), rng.random(), side="right"))
-    return items[min(place, len(items) - 1)]
+    rest = rng.random()
+    for item, probability in zip(items, probabilities, strict=True):
+        rest -= probability
+        if rest < 0:
+            return item
+    return items[-1]
 
 
 def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:

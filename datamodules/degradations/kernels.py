@@ -96,28 +96,37 @@ def kernels(blurs: Sequence[Recipe]) -> Tensor:
     side = max(blur["size"] for blur in blurs)
     axis = torch.arange(side, dtype=torch.float64) - side // 2
     y, x = axis[:, None], axis[None, :]
-    result = torch.stack([sinc_kernel(blur, x, y) if blur["kernel"] == "sinc" else bell(blur, x, y) for blur in blurs])
-    sizes = torch.tensor([blur["size"] for blur in blurs]).view(-1, 1, 1)
-    result *= (x.abs() <= sizes // 2) & (y.abs() <= sizes // 2)
-    return (result / result.sum((1, 2), keepdim=True)).float()
+    weights = torch.empty(len(blurs), side, side, dtype=torch.float64)
+    for chosen, shape in (("sinc",), waves), (FAMILIES, bells):
+        places = [i for i, blur in enumerate(blurs) if blur["kernel"] in chosen]
+        if places:
+            weights[places] = shape([blurs[i] for i in places], x, y)
+    reach = column([blur["size"] // 2 for blur in blurs])
+    weights *= (x.abs() <= reach) & (y.abs() <= reach)
+    return (weights / weights.sum((1, 2), keepdim=True)).float()
 
 
-def bell(blur: Recipe, x: Tensor, y: Tensor) -> Tensor:
-    """Gaussian exp(-d^beta / 2) or plateau 1 / (1 + d^beta) of the squared elliptic distance d, not normalised.
+def bells(blurs: Sequence[Recipe], x: Tensor, y: Tensor) -> Tensor:
+    """Gaussians exp(-d^beta / 2) and plateaus 1 / (1 + d^beta) of the squared elliptic distance d, not normalised.
 
     The axis of the ellipse with standard deviation `sigma_x` is turned by `angle` from x (right) towards y (down).
     """
-    angle, sigma_x, beta = blur.get("angle", 0.0), blur["sigma_x"], blur.get("beta", 1.0)
-    sigma_y = blur["sigma_y"] if "sigma_y" in blur else sigma_x
-    along = (math.cos(angle) * x + math.sin(angle) * y) / sigma_x
-    across = (math.cos(angle) * y - math.sin(angle) * x) / sigma_y
+    angle, beta = column([blur.get("angle", 0.0) for blur in blurs]), column([blur.get("beta", 1.0) for blur in blurs])
+    along = (angle.cos() * x + angle.sin() * y) / column([blur["sigma_x"] for blur in blurs])
+    across = (angle.cos() * y - angle.sin() * x) / column([blur.get("sigma_y", blur["sigma_x"]) for blur in blurs])
     distance = (along**2 + across**2) ** beta
-    return 1 / (1 + distance) if blur["kernel"].startswith("plateau") else torch.exp(-0.5 * distance)
+    plateau = column([blur["kernel"].startswith("plateau") for blur in blurs]) > 0
+    return torch.where(plateau, 1 / (1 + distance), torch.exp(-0.5 * distance))
 
 
-def sinc_kernel(blur: Recipe, x: Tensor, y: Tensor) -> Tensor:
-    """The circular low-pass filter `w J1(w r) / (2 pi r)`, eq. 4 of Real-ESRGAN, not normalised."""
-    cutoff = blur["cutoff"]
+def waves(blurs: Sequence[Recipe], x: Tensor, y: Tensor) -> Tensor:
+    """Circular low-pass filters `w J1(w r) / (2 pi r)`: section 3.3 of Real-ESRGAN, not normalised."""
+    cutoff = column([blur["cutoff"] for blur in blurs])
     radius = (x**2 + y**2).sqrt()
     wave = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius)
     return torch.where(radius == 0, cutoff**2 / (4 * math.pi), wave)
+
+
+def column(values: Sequence[float]) -> Tensor:
+    """One number per kernel, `[B,1,1]` float64."""
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)

@@ -68,7 +68,7 @@ def add_poisson_noise(images: Images, operations: Sequence[Recipe]) -> Images:
     """Adds `factor` times the shot noise of a sensor to images in [0,1] and clips them.
 
     A pixel's rate is its value, rounded to 8 bits, times the number of grey levels that its image uses (rounded up to a
-    power of two). Gray noise is that of the luma image. As in Real-ESRGAN, arXiv:2107.10833, section 3.2.
+    power of two). Gray noise is that of the luma image. As in Real-ESRGAN's code (arXiv:2107.10833).
     """
     gray = torch.tensor([operation["gray"] for operation in operations])
     pixels = images.pixels

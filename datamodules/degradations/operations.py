@@ -11,6 +11,7 @@ from datamodules.degradations.jpeg import compress
 from datamodules.degradations.noise import add_gaussian_noise, add_poisson_noise
 from datamodules.degradations.ragged import Images
 from datamodules.degradations.resize import rescale, resize
+from datamodules.degradations.threads import one_by_one
 
 OPERATIONS = {
     "blur": blur,
@@ -21,13 +22,12 @@ OPERATIONS = {
 }
 
 
-@torch.no_grad()
 def carry_out(recipes: Sequence[Recipe], hr: Tensor, *, scale: int) -> Tensor:
     """Degrades `hr` (`[B,3,H,W]` in [0,1]) by each recipe's `operations`; `[B,3,H/scale,W/scale]` on 8-bit levels.
 
     On a GPU the batch stays together: images wait for each other, so that an operation which some recipes skip does not
-    take the batch apart. On the CPU images go one by one, which is faster there (a single image stays in the cache)
-    and makes the result independent of the batch to the last bit.
+    take the batch apart. On the CPU images go one by one, which is faster there, and makes the result independent of
+    the batch to the last bit.
 
     Raises:
         KeyError: a recipe names an unknown operation.
@@ -35,12 +35,14 @@ def carry_out(recipes: Sequence[Recipe], hr: Tensor, *, scale: int) -> Tensor:
     """
     low = hr.shape[-2] // scale, hr.shape[-1] // scale
     programs = [recipe["operations"] for recipe in recipes]
+    if len(hr) == 0:
+        return hr.new_zeros(0, 3, *low)
     if hr.device.type == "cpu":
-        results = [run(Images.of(hr[i : i + 1]), programs[i : i + 1], low) for i in range(len(hr))]
-        return torch.cat(results) if results else hr.new_zeros(0, 3, *low)
+        return one_by_one(lambda i: run(Images.of(hr[i : i + 1]), programs[i : i + 1], low), len(hr))
     return run(Images.of(hr), programs, low)
 
 
+@torch.no_grad()
 def run(images: Images, programs: Sequence[Sequence[Recipe]], low: tuple[int, int]) -> Tensor:
     """Runs one program per image; the images with the longest way to go are always next."""
     done = [0] * len(programs)

@@ -16,6 +16,7 @@ from datamodules.degradations.kernels import FAMILIES, KernelLaw, check_sizes, d
 from datamodules.degradations.noise import NoiseLaw
 from datamodules.degradations.operations import carry_out
 from datamodules.degradations.resize import ResizeLaw, draw_mode
+from datamodules.degradations.threads import one_by_one
 
 Law = TypeVar("Law", KernelLaw, ResizeLaw, NoiseLaw, JPEGLaw)
 PUBLISHED_PROB = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
@@ -111,7 +112,10 @@ class RealESRGAN(Degradation):
 
     def target(self, hr: Tensor) -> Tensor:
         """`hr` (`[B,3,H,W]` in [0,1]), sharpened if `gt_usm` says so."""
-        return unsharp_mask(hr) if self.gt_usm else hr
+        if not self.gt_usm or len(hr) == 0:
+            return hr
+        alone = hr.device.type == "cpu"
+        return one_by_one(lambda i: unsharp_mask(hr[i : i + 1]), len(hr)) if alone else unsharp_mask(hr)
 
     def apply(self, hr: Tensor, recipes: Sequence[Recipe]) -> Tensor:
         """See `Degradation.apply`; `hr` is what `target` returned. The result lies on 8-bit levels."""
