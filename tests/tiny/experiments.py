@@ -6,7 +6,8 @@ from lightning_modules.cli import CONFIGS, layers
 
 TINY = Path(__file__).parent
 DEFAULTS = {"base.yaml", "predict.yaml", "test.yaml", "validate.yaml"}
-EXPERIMENTS = sorted(path for path in CONFIGS.glob("*.yaml") if path.name not in DEFAULTS)
+BASE = CONFIGS / "base.yaml"  # what every training experiment composes
+EXPERIMENTS = sorted(path for path in CONFIGS.glob("*.yaml") if path.name not in DEFAULTS and BASE in layers(path))
 
 
 def tiny_overlays(config: Path) -> list[Path]:

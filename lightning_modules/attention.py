@@ -1,0 +1,38 @@
+"""Attention maps of whole images as files, made once, for training on crops of them."""
+
+import torch
+from torch import Tensor
+
+from datamodules.batch import Batch
+from lightning_modules.base import SuperResolver
+from lightning_modules.diffusion.region import resize_attention
+from lightning_modules.diffusion.samplers import Sampler
+from lightning_modules.networks.attention_maps import AttentionMap
+
+
+class AttentionMapper(SuperResolver):
+    """`lightning predict --config configs/attend.yaml --input LR_IMAGES --output MAPS` writes `MAPS/<key>.png`.
+
+    A map is normalised over its image, so that of a crop is not the crop of the image's. With
+    `--data.init_args.attention MAPS` a data module crops and mirrors the maps along with the images. They are stored
+    with 8 bits.
+
+    Args:
+        attention: Module from `[B,3,h,w]` in [-1, 1] to a map in [0, 1].
+    """
+
+    def __init__(self, attention: AttentionMap) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.attention = attention
+
+    @torch.no_grad()
+    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
+        """The map as a grey picture, `[B,3,h,w]` in [-1, 1]."""
+        height, width = batch["lr"].shape[-2:]
+        grey = resize_attention(self.attention(batch["lr"]).float(), (height, width)) * 2 - 1
+        return grey.expand(-1, 3, -1, -1)
+
+    def protocol(self) -> str:
+        """The map's name."""
+        return type(self.attention).__name__.lower()
