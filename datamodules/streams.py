@@ -240,6 +240,13 @@ class Loader:
         loader = DataLoader(_Carrying(self.stream), None, num_workers=self.workers, generator=own, pin_memory=pin)
         return map(_raise, loader)
 
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: the position is the number of batches so far. Its presence tells Lightning that it is not lost."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing; see `state_dict`."""
+
 
 class _Carrying(IterableDataset[RawBatch | DataError]):
     """Hands a `DataError` on as the last item: torch would wrap it in the text of a worker's traceback."""

@@ -1,0 +1,91 @@
+"""How fast the loader is: against a bare decode of the same bytes, and as time that a training step waits for it.
+
+    python benchmarks/data.py [--steps 40] [--repeats 5]
+
+The decode is timed on one core: every image of the bundled training set, from bytes in memory to an array, by Pillow
+alone; and the same number of training patches from the loader, in this process and through one worker process. The
+three take turns, and medians are compared. Then the quick start is trained for some steps under Lightning's profiler.
+"""
+
+import argparse
+import io
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datamodules.photos import Photos
+from lightning_modules.cli import CONFIGS, run
+
+
+def members(folder: Path) -> list[bytes]:
+    """The encoded training images."""
+    content = []
+    for path in sorted(folder.glob("photos-train-*.tar")):
+        with tarfile.open(path) as tar:
+            files = [tar.extractfile(member) for member in tar if ".hr." in member.name]
+            content += [file.read() for file in files if file]
+    return content
+
+
+def decode_all(content: list[bytes]) -> None:
+    for image in content:
+        np.asarray(Image.open(io.BytesIO(image)))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def loader_rates(repeats: int) -> dict[str, float]:
+    """Images a second: bare decode, loader in this process, loader in one worker (after its first batch)."""
+    data = {workers: Photos(crop=64, batch_size=8, num_workers=workers) for workers in (0, 1)}
+    data[0].prepare_data()
+    content = members(data[0].folder)
+    batches = len(content) // 8
+    streams = {workers: iter(module.train_dataloader()) for workers, module in data.items()}
+    for stream in streams.values():
+        next(stream)
+    rates: dict[str, list[float]] = {"bare decode": [], "loader": [], "loader, one worker": []}
+    for _ in range(repeats):
+        rates["bare decode"].append(len(content) / seconds(lambda: decode_all(content)))
+        for name, workers in (("loader", 0), ("loader, one worker", 1)):
+            taken = islice(streams[workers], batches)
+            rates[name].append(8 * batches / seconds(lambda taken=taken: list(taken)))  # type: ignore[misc]
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def waiting(steps: int) -> tuple[float, float]:
+    """Mean seconds of a training step of the quick start, and of the wait for its batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = [f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", "--trainer.profiler=simple"]
+        options += [f"--trainer.logger.init_args.save_dir={folder}"]
+        trainer = run(["fit", "--config", str(CONFIGS / "quickstart.yaml"), *options]).trainer
+    durations = trainer.profiler.recorded_durations  # type: ignore[attr-defined]
+    wait = durations["[_TrainingEpochLoop].train_dataloader_next"][2:]
+    step = durations["run_training_batch"][2:]
+    return statistics.mean(step), statistics.mean(wait)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    rates = loader_rates(options.repeats)
+    for name, rate in rates.items():
+        print(f"{name:20s} {rate:7.1f} images/s  {rate / rates['bare decode']:6.1%} of the bare decode")
+    step, wait = waiting(options.steps)
+    print(f"quick start: a step takes {1e3 * step:.0f} ms and waits {1e3 * wait:.2f} ms, {wait / (step + wait):.2%}")
+
+
+if __name__ == "__main__":
+    main()
