@@ -108,15 +108,14 @@ def pillow_bicubic(image: Tensor, *, size: tuple[int, int]) -> Tensor:
 
 
 def two_passes(image: Tensor, *, rows: Tensor, columns: Tensor, rows_first: bool) -> Tensor:
-    """`rows @ image @ columns^T` in the given order, in the image's own dtype; uint8 is rounded after each pass."""
+    """`rows @ image @ columns^T` in the given order; uint8 is rounded after each pass."""
     if image.dtype not in (torch.uint8, torch.float32, torch.float64):
         raise ValueError(f"matlab_bicubic: expected uint8, float32 or float64, got {image.dtype}")
-    exact = image.dtype == torch.uint8
-    state = image.double() if exact else image
+    state = image.double()  # also for float32, whose products a GPU may be told to round (TF32)
     for along_rows in (rows_first, not rows_first):
         matrix = (rows if along_rows else columns).to(state)
         state = matrix @ state if along_rows else state @ matrix.T
-        state = state.round().clamp(0, 255) if exact else state
+        state = state.round().clamp(0, 255) if image.dtype == torch.uint8 else state
     return state.to(image.dtype)
 
 

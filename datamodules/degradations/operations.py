@@ -1,6 +1,7 @@
 """Carries out recipes that are lists of operations, each image with a list of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -37,9 +38,21 @@ def carry_out(recipes: Sequence[Recipe], hr: Tensor, *, scale: int) -> Tensor:
     programs = [recipe["operations"] for recipe in recipes]
     if len(hr) == 0:
         return hr.new_zeros(0, 3, *low)
-    if hr.device.type == "cpu":
-        return one_by_one(lambda i: run(Images.of(hr[i : i + 1]), programs[i : i + 1], low), len(hr))
-    return run(Images.of(hr), programs, low)
+    with full_precision():
+        if hr.device.type == "cpu":
+            return one_by_one(lambda i: run(Images.of(hr[i : i + 1]), programs[i : i + 1], low), len(hr))
+        return run(Images.of(hr), programs, low)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 products as such, whatever a training run allows (TF32, bfloat16): JPEG's rounding would show it."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 @torch.no_grad()

@@ -112,7 +112,8 @@ def matrices(before: Tensor, after: Tensor, steps: Tensor, modes: Sequence[str])
             weight[chosen] = cells(new, old, length, after[chosen, None])
         else:
             place, share = taps((new + 0.5) * steps[chosen, None].double() - 0.5, length, mode)
-            weight[chosen] = weight[chosen].scatter_add_(2, place, share.float())
+            for tap in range(4):  # not `scatter_add_`, whose order of summation varies on a GPU
+                weight[chosen] += (place[..., tap, None] == old) * share[..., tap, None].float()
     return weight
 
 

@@ -63,6 +63,19 @@ def test_a_recipe_is_plain_and_recreates_its_image() -> None:
     assert torch.equal(degradation.apply(hr, kept), lr)
 
 
+def test_a_run_that_allows_coarse_products_changes_nothing() -> None:
+    hr, before = photographs(2), torch.get_float32_matmul_precision()
+    expected = RealESRGAN()(hr, keys=KEYS[:2], epoch=0, seed=0)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(RealESRGAN()(hr, keys=KEYS[:2], epoch=0, seed=0), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_recipes_depend_on_key_epoch_and_seed() -> None:
     recipe = RealESRGAN().recipe
     different = [recipe("a", epoch=0, seed=0), recipe("b", epoch=0, seed=0), recipe("a", epoch=1, seed=0)]
