@@ -285,6 +285,7 @@ class DiffusionModule(SuperResolver):
         return self.region.train_input(noised.x_t, filled=filled, mask=mask)
 
     def diffusion_loss(self, noised: Noised, output: Tensor, mask: Tensor | None) -> Tensor:
+        """The weighted distance between output and target, over the mask's pixels where there is one; a scalar."""
         difference = output - self.parameterization.target(self.process, noised)
         loss = difference.abs() if self.norm == "l1" else difference.square()
         loss = loss * expand(self.parameterization.weight(self.process, noised.t), loss)

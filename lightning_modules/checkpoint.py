@@ -142,7 +142,9 @@ def published_state(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: holds no state dict; found the entries {', '.join(map(str, list(content)[:8]))}")
+        raise CheckpointError(
+            f"{path}: holds no state dict; found the entries {', '.join(map(str, list(content)[:8]))}"
+        )
     return dict(content)
 
 

@@ -80,6 +80,6 @@ class SRDiff(DiffusionModule):
         return {"encoder_l1": self.encoder_loss * l1_loss(self.encoder(batch["lr"]).float(), batch["hr"])}
 
     def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`denoise_fn.*` to `network.*`, `rrdb.*` to `encoder.*`; the schedule's buffers must be the configured ones."""
+        """`denoise_fn.*` to `network.*`, `rrdb.*` to `encoder.*`; the schedule must be the configured one."""
         rest = cast(VP, self.process).schedule.without_table(state)
         return rename_prefixes(rest, {"denoise_fn.": "network.", "rrdb.": "encoder."})

@@ -24,7 +24,12 @@ ARROWS: dict[str, set[str]] = {
     },
     "callbacks": {"lightning_modules.metrics", "datamodules.batch"},
 }
-PURE = ("lightning_modules.diffusion", "lightning_modules.networks", "lightning_modules.metrics", "datamodules.degradations")
+PURE = (
+    "lightning_modules.diffusion",
+    "lightning_modules.networks",
+    "lightning_modules.metrics",
+    "datamodules.degradations",
+)
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

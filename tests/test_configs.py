@@ -13,10 +13,9 @@ from lightning_modules.checkpoint import load_method
 from lightning_modules.cli import run
 from tests.tiny.experiments import EXPERIMENTS, arguments
 
+
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
-def test_experiment_trains_validates_and_reloads(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_experiment_trains_validates_and_reloads(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     trained = run(["fit", *arguments(config)]).model.eval()
     assert trained.trainer.global_step == 2

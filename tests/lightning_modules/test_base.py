@@ -80,7 +80,9 @@ def test_stable_seed_is_stable() -> None:
     assert stable_seed(0, "a", 1) == stable_seed(0, "a", 1) != stable_seed(0, "a", 2)
 
 
-@pytest.mark.parametrize(("stride", "scale", "lr", "padded"), [(8, 4, (5, 6), (6, 6)), (8, 2, (5, 3), (8, 4)), (4, 4, (5, 7), (5, 7))])
+@pytest.mark.parametrize(
+    ("stride", "scale", "lr", "padded"), [(8, 4, (5, 6), (6, 6)), (8, 2, (5, 3), (8, 4)), (4, 4, (5, 7), (5, 7))]
+)
 def test_padding_reaches_the_stride_and_no_further(
     stride: int, scale: int, lr: tuple[int, int], padded: tuple[int, int]
 ) -> None:

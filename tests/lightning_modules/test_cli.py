@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_layers_refuse_a_circle(tmp_path: Path) -> None:
 
 def test_layers_name_an_absent_file(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("compose: [nowhere.yaml]")
-    with pytest.raises(ConfigError, match="nowhere.yaml: no such config file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such config file"):
         list(layers(tmp_path / "a.yaml"))
 
 
@@ -72,7 +73,7 @@ def test_take_option_removes_both_spellings() -> None:
 
 def test_typed_options_come_after_the_files(tmp_path: Path) -> None:
     expanded = expand(["fit", "--trainer.max_steps", "3", "--config", str(CONFIGS / "srdiff_yoda.yaml")], tmp_path)
-    files = [Path(value).name for flag, value in zip(expanded, expanded[1:], strict=False) if flag == "--config"]
+    files = [Path(value).name for flag, value in pairwise(expanded) if flag == "--config"]
     assert files[0] == "base.yaml" and files[-1] == "srdiff_yoda.yaml"
     assert expanded[-2:] == ["--trainer.max_steps", "3"]
 

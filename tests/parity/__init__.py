@@ -1,1 +1,1 @@
-"""Compares the project's classes with tensors computed by reference implementations: `python -m tests.parity FOLDER...`."""
+"""Compares the project's classes with tensors of reference implementations: `python -m tests.parity FOLDER...`."""

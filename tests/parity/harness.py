@@ -52,7 +52,9 @@ class Comparison:
         if self.actual.shape != self.expected.shape:
             return False
         actual, expected = self.actual.double(), self.expected.double()
-        return bool(torch.all((actual == expected) | ((actual - expected).abs() <= self.atol + self.rtol * expected.abs())))
+        return bool(
+            torch.all((actual == expected) | ((actual - expected).abs() <= self.atol + self.rtol * expected.abs()))
+        )
 
 
 Check = Callable[[Fixture], Iterable[Comparison]]

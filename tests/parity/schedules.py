@@ -11,7 +11,7 @@ EXACT = {"betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod_
 
 
 def schedule_of(fixture: Fixture) -> Schedule:
-    """The schedule that the fixture's title names: `<family>_..._T<steps>[_<start>_<end>]`, end points from its betas."""
+    """The schedule that the fixture's title names by its family; end points are read off its betas."""
     title, steps = fixture.config["title"].split(" ")[0], fixture.config["T"]
     first, last = (fixture.outputs["betas"][i].item() for i in (0, -1))
     if "cosine" in title:
