@@ -142,7 +142,7 @@ class RelayHeun(EDMHeun):
             raise TypeError(
                 f"RelayHeun continues a Relay process, not {type(process).__name__}; choose EDMHeun or Heun"
             )
-        process.clock(torch.tensor([self.sigma_start]))
+        process.clock(torch.tensor([self.sigma_start], dtype=torch.float64))
         return torch.cat([process.clock(self.levels), torch.zeros(1)])
 
     def __call__(

@@ -38,7 +38,7 @@ class LogNormal(Process):
         super().__init__()
         self.p_mean, self.p_std, self.prob_length = p_mean, p_std, prob_length
         self.sigma_start, self.sigma_min, self.rho = sigma_start, sigma_min, rho
-        self.clock(torch.tensor([sigma_start]))
+        self.clock(torch.tensor([sigma_start], dtype=torch.float64))  # refuses one above the training levels
 
     @abstractmethod
     def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:

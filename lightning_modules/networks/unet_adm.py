@@ -4,7 +4,8 @@ Convolutions start from PyTorch's default initialisation, which is what the publ
 each branch starts from zero. Halving averages 2x2 pixels and doubling repeats them, the box filter of that code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -77,31 +78,15 @@ class ADMUNet(nn.Module):
             heads = max(1, width_out // channels_per_head) if attention else 0
             return UNetBlock(width_in, width_out, embedding, heads=heads, resample=resample, dropout=dropout)
 
-        sizes = [img_resolution >> level for level in range(len(channel_mult))]
-        width = model_channels * channel_mult[0]
-        self.enc = nn.ModuleDict({f"{sizes[0]}x{sizes[0]}_conv": nn.Conv2d(in_channels, width, 3, padding=1)})
-        skips = [width]
-        for level, (size, mult) in enumerate(zip(sizes, channel_mult, strict=True)):
-            if level > 0:
-                self.enc[f"{size}x{size}_down"] = block(width, width, resample="down")
-                skips.append(width)
-            for index in range(num_blocks):
-                self.enc[f"{size}x{size}_block{index}"] = block(width, model_channels * mult, size in attn_resolutions)
-                width = model_channels * mult
-                skips.append(width)
-        self.dec = nn.ModuleDict()
-        for size, mult in zip(reversed(sizes), reversed(channel_mult), strict=True):
-            if size == sizes[-1]:
-                self.dec[f"{size}x{size}_in0"] = block(width, width, attention=True)
-                self.dec[f"{size}x{size}_in1"] = block(width, width)
-            else:
-                self.dec[f"{size}x{size}_up"] = block(width, width, resample="up")
-            for index in range(num_blocks + 1):
-                joined = width + skips.pop()
-                self.dec[f"{size}x{size}_block{index}"] = block(joined, model_channels * mult, size in attn_resolutions)
-                width = model_channels * mult
-        self.out_norm = group_norm(width)
-        self.out_conv = zero(nn.Conv2d(width, out_channels, 3, padding=1))
+        levels = [
+            Level(img_resolution >> level, model_channels * mult, img_resolution >> level in attn_resolutions)
+            for level, mult in enumerate(channel_mult)
+        ]
+        first = nn.Conv2d(in_channels, levels[0].width, 3, padding=1)
+        self.enc, skips = encoder(block, first, levels, num_blocks)
+        self.dec = decoder(block, skips, levels, num_blocks)
+        self.out_norm = group_norm(levels[0].width)
+        self.out_conv = zero(nn.Conv2d(levels[0].width, out_channels, 3, padding=1))
         if self.map_augment is not None:
             zero(self.map_augment)
         if self.map_label is not None:
@@ -223,6 +208,51 @@ class UNetBlock(nn.Module):
         if self.resample == "down":
             return F.avg_pool2d(x, 2)
         return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample == "up" else x
+
+
+@dataclass(frozen=True)
+class Level:
+    """One size of the network: the side of its maps, their width, and whether its blocks have self-attention."""
+
+    size: int
+    width: int
+    attention: bool
+
+
+def encoder(
+    block: Callable[..., UNetBlock], first: nn.Conv2d, levels: Sequence[Level], num_blocks: int
+) -> tuple[nn.ModuleDict, list[int]]:
+    """The way down under published names, and the width of what each of its layers leaves for the way up."""
+    layers, width = nn.ModuleDict({"{0}x{0}_conv".format(levels[0].size): first}), first.out_channels
+    skips = [width]
+    for depth, level in enumerate(levels):
+        name = f"{level.size}x{level.size}"
+        if depth > 0:
+            layers[f"{name}_down"] = block(width, width, resample="down")
+            skips.append(width)
+        for index in range(num_blocks):
+            layers[f"{name}_block{index}"] = block(width, level.width, level.attention)
+            width = level.width
+            skips.append(width)
+    return layers, skips
+
+
+def decoder(
+    block: Callable[..., UNetBlock], skips: Sequence[int], levels: Sequence[Level], num_blocks: int
+) -> nn.ModuleDict:
+    """The way up under published names; each `block` takes what the way down left, last first."""
+    layers, width, waiting = nn.ModuleDict(), levels[-1].width, list(skips)
+    for level in reversed(levels):
+        name = f"{level.size}x{level.size}"
+        if level is levels[-1]:
+            layers[f"{name}_in0"] = block(width, width, attention=True)
+            layers[f"{name}_in1"] = block(width, width)
+        else:
+            layers[f"{name}_up"] = block(width, width, resample="up")
+        for index in range(num_blocks + 1):
+            layers[f"{name}_block{index}"] = block(width + waiting.pop(), level.width, level.attention)
+            width = level.width
+    return layers
 
 
 class SelfAttention(nn.Module):

@@ -175,6 +175,12 @@ def test_sampling_above_the_trained_levels_is_refused() -> None:
         EDM().clock(times(81.0))
 
 
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 0.45, 0.7, 1.1, 80.0])
+def test_sampling_may_start_at_the_largest_level_itself(sigma: float) -> None:
+    edm = EDM(sigma_max=sigma)
+    assert Relay(prob_length=edm.prob_length, sigma_start=sigma).clock(edm.std(times(1.0))).item() == 1
+
+
 def test_a_blur_that_would_fall_again_is_refused() -> None:
     process = Relay().blurring_by(0.8)
     with pytest.raises(ValueError, match=r"lies above the quantile 0.8 that the blur"):
