@@ -1,19 +1,22 @@
 """The data module every data set extends: streams of uint8 images in, batches degraded on the device out."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from datamodules.batch import Batch, make_batch, signed
 from datamodules.crops import CenterCrop, RandomCrop
 from datamodules.degradations.bicubic import Bicubic
 from datamodules.degradations.degradation import Degradation
 from datamodules.degradations.enlarge import Enlargement
-from datamodules.sources import Source
-from datamodules.streams import EvalStream, Loader, Place, RawBatch, TrainStream
+from datamodules.loader import Loader
+from datamodules.sources import Source, WithMaps
+from datamodules.streams import DataError, EvalStream, Place, RawBatch, TrainStream
 
 
 class SRDataModule(LightningDataModule, ABC):
@@ -38,6 +41,8 @@ class SRDataModule(LightningDataModule, ABC):
         shuffle: window of the shuffle, in samples.
         seed: of order, patches and degradations.
         max_bad: share of the training samples that may be damaged before the run stops.
+        attention: folder of attention maps of the whole LR images, `<key without the set's name>.png`, which are cropped
+            and mirrored with the images (YODA); None leaves the map to the method.
 
     Raises:
         ValueError: `crop` or `val_crop` is no multiple of `scale`, or the degradation has another scale.
@@ -60,6 +65,7 @@ class SRDataModule(LightningDataModule, ABC):
         shuffle: int = 10_000,
         seed: int = 0,
         max_bad: float = 0.01,
+        attention: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -72,6 +78,7 @@ class SRDataModule(LightningDataModule, ABC):
         self.degradation = degradation or Bicubic(scale)
         self.train_crop = RandomCrop(crop, scale, seed, flip, rotate)
         self.val_crop = CenterCrop(val_crop, scale)
+        self.attention = None if attention is None else Path(attention).expanduser()
         self._batches_before = 0
         self._check()
 
@@ -93,7 +100,7 @@ class SRDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> Loader:
         """The endless training stream of this rank."""
         stream = TrainStream(
-            self.source("train"),
+            self._samples("train"),
             self.train_crop,
             batch_size=self.batch_size,
             place=self.place,
@@ -113,8 +120,24 @@ class SRDataModule(LightningDataModule, ABC):
         return self._evaluation("test")
 
     def _evaluation(self, split: str) -> Loader:
-        stream = EvalStream(self.source(split), self.val_crop, self.val_batch_size, self.place, self.paired)
+        source = self._samples(split)
+        twice = source.duplicates()
+        if twice:
+            raise DataError(
+                f"{split}: {', '.join(twice[:5])} stands twice in the set; an evaluation must count it once"
+            )
+        stream = EvalStream(source, self.val_crop, self.val_batch_size, self.place, self.paired)
         return Loader(stream, self.num_workers)
+
+    def _samples(self, split: str) -> Source:
+        source = self.source(split)
+        if not len(source):
+            raise DataError(f"{split}: the set holds no sample")
+        return source
+
+    def _mapped(self, split: str) -> Source:
+        source = self.source(split)
+        return source if self.attention is None else WithMaps(source, self.attention)
 
     @property
     def place(self) -> Place:
@@ -146,7 +169,11 @@ class SRDataModule(LightningDataModule, ABC):
             return batch
         hr = self.degradation.target(unit(batch["hr"]))
         lr = unit(batch["lr"]) if "lr" in batch else self._degrade(hr, batch["key"], batch["draw"])
-        return self.assemble(lr, batch["key"], hr)
+        assembled = self.assemble(lr, batch["key"], hr)
+        if "attention" in batch:
+            grey = unit(batch["attention"][:, :1])
+            assembled["attention"] = interpolate(grey, size=hr.shape[-2:], mode="bilinear", align_corners=False)
+        return assembled
 
     def assemble(self, lr: Tensor, key: list[str], hr: Tensor | None = None) -> Batch:
         """A `Batch` from images in [0,1]."""

@@ -6,7 +6,8 @@ from typing import Any
 
 from datamodules.pack import command
 from datamodules.packed import Packed
-from datamodules.packing import PackError, Packing, Piece, View, pack
+from datamodules.packing import PackError, Packing, pack
+from datamodules.pieces import Piece, View
 
 _PARTITION = {"0": "train", "1": "val", "2": "test"}
 _LICENCE = "CelebA: non-commercial research only, https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.images import find_images
-from datamodules.pack import command, image_size
+from datamodules.pack import command
 from datamodules.packed import Packed
-from datamodules.packing import PackError, Packing, Piece, View, pack
+from datamodules.packing import PackError, Packing, pack
+from datamodules.pieces import Piece, View, image_size
 from datamodules.sources import unique_stems
 
 _LICENCE = {

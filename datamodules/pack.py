@@ -8,54 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jsonargparse import auto_cli
-from PIL import Image, UnidentifiedImageError
 
-from datamodules.images import find_images
-from datamodules.packing import Box, PackError, Packing, Piece, View, pack
+from datamodules.images import ImageError, find_images
+from datamodules.packing import PackError, Packing, pack
+from datamodules.pieces import Piece, View, image_size, tiles
 from datamodules.sources import unique_stems
 
-_ORIENTATION = 0x0112  # EXIF: values from 5 on swap width and height
 _ROLE = re.compile(r"(_HR|_LR\d?|_?x\d)$", re.IGNORECASE)  # 0801x4, Canon_001_LR4, Canon_10_x1
 _SHOWN = 10
-
-
-def tiles(width: int, height: int, crop: int, step: int, grid: int = 1) -> Iterator[Box]:
-    """Overlapping squares that cover an image, row by row; the last of a row or column ends at the border.
-
-    Args:
-        width: of the image, pixels.
-        height: of the image, pixels.
-        crop: side of the squares, not more than the image's.
-        step: between neighbours, a multiple of `grid`.
-        grid: all offsets are multiples of it; the image is cut to a multiple first.
-    """
-    for top in _starts(height - height % grid, crop, step):
-        for left in _starts(width - width % grid, crop, step):
-            yield left, top, left + crop, top + crop
-
-
-def _starts(length: int, crop: int, step: int) -> list[int]:
-    starts = list(range(0, length - crop + 1, step))
-    return starts if starts[-1] == length - crop else [*starts, length - crop]
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height as the image will be decoded, from its header.
-
-    Raises:
-        PackError: not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return (image.height, image.width) if _turned(image) else (image.width, image.height)
-    except UnidentifiedImageError as error:
-        raise PackError(f"{path}: {'not an image' if path.stat().st_size else 'zero bytes'}") from error
-
-
-def _turned(image: Image.Image) -> bool:
-    if image.format == "PNG" and "exif" not in image.info:
-        return False  # Pillow would decode the whole image to look for a later chunk
-    return bool(image.getexif().get(_ORIENTATION, 1) >= 5)
 
 
 def pairs(hr: Sequence[Path], lr: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -94,7 +54,7 @@ def plan(
     for key, path in zip(keys, hr, strict=True):
         try:
             pieces += _pieces(key, path, partners.get(path), crop, step)
-        except PackError as error:
+        except (PackError, ImageError) as error:
             problems.append(str(error))
     if problems and not leave_out:
         raise PackError(

@@ -5,7 +5,6 @@ when it is whole, so a killed run goes on with the missing ones; the same files 
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -16,43 +15,21 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from filelock import FileLock
-from PIL import Image
 from rich.progress import track
 from webdataset.writer import TarWriter
 
-from datamodules.images import ImageError, Pixels, decode, transparent
+from datamodules.images import ImageError
+from datamodules.pieces import Piece, View, encoded
 from datamodules.shards import read_contents
 
-_KEPT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # formats whose bytes go into the shard as they are
 _log = logging.getLogger(__name__)
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 class PackError(ValueError):
     """The set cannot be packed; the message names the file or the setting and the way out."""
-
-
-@dataclass(frozen=True)
-class View:
-    """What is taken from a file: all of it or a box, resized to a square by Pillow if `side` is given."""
-
-    path: Path
-    box: Box | None = None
-    side: int | None = None
-    resample: Literal["bicubic", "bilinear"] = "bicubic"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One sample to pack; the key has no dots."""
-
-    key: str
-    hr: View
-    lr: View | None = None
 
 
 @dataclass(frozen=True)
@@ -222,35 +199,6 @@ def _members(piece: Piece, leave_out: bool) -> Iterator[dict[str, Any]]:
         return
     note = {"source": piece.hr.path.name, "box": piece.hr.box}
     yield {**sample, "json": json.dumps(note).encode()}
-
-
-def encoded(view: View) -> tuple[str, bytes]:
-    """Suffix and bytes: those of the file if it is a whole opaque image in a usual format, else a new PNG.
-
-    Raises:
-        ImageError: the file is no readable image.
-    """
-    pixels = _decode(view.path)
-    if view.box is None and view.side in (None, *_square(pixels)):
-        with Image.open(view.path) as image:
-            if image.format in _KEPT and not transparent(image):
-                return _KEPT[image.format], view.path.read_bytes()
-    part = Image.fromarray(pixels).crop(view.box) if view.box else Image.fromarray(pixels)
-    if view.side is not None:
-        part = part.resize((view.side, view.side), Image.Resampling[view.resample.upper()])
-    content = io.BytesIO()
-    part.save(content, "PNG", compress_level=3)
-    return "png", content.getvalue()
-
-
-def _square(pixels: Pixels) -> list[int]:
-    height, width = pixels.shape[:2]
-    return [height] if height == width else []
-
-
-@lru_cache(maxsize=2)
-def _decode(path: Path) -> Pixels:
-    return decode(path, str(path))
 
 
 def _enter(out: Path, packing: Packing, fingerprint: str, shards: list[dict[str, Any]]) -> None:

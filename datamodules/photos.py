@@ -9,8 +9,8 @@ import skimage
 from PIL import Image
 
 from datamodules.base import SRDataModule
-from datamodules.pack import tiles
-from datamodules.packing import Packing, Piece, View, pack
+from datamodules.packing import Packing, pack
+from datamodules.pieces import Piece, View, tiles
 from datamodules.remote import cache_folder
 from datamodules.shards import packed
 from datamodules.sources import Source

@@ -152,11 +152,11 @@ class Shards(Source):
         return fetch(url, self.cache, self.timeout) if is_remote(url) else Path(url)
 
     def duplicates(self) -> list[str]:
-        """Keys that stand in more than one place; reads the headers of every shard."""
+        """Keys that stand in more than one shard; reads the headers of all of them."""
         seen: set[str] = set()
         twice: list[str] = []
         for shard in range(len(self.urls)):
-            keys = [entry.key for entry in self.contents(shard).entries]
+            keys = [f"{self.name}/{entry.key}" for entry in self.contents(shard).entries]
             twice += [key for key in keys if key in seen]
             seen.update(keys)
         return twice

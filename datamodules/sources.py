@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Sample:
     key: str
     hr: Pixels  # [H,W,3]
     lr: Pixels | None = None  # [h,w,3]
+    attention: Pixels | None = None  # [h,w,3], a grey map of the whole LR image, where a folder of maps is given
 
 
 class BadSample(Exception):
@@ -52,6 +53,10 @@ class Source(ABC):
     @abstractmethod
     def describe(self, index: int) -> str:
         """The key or the place of a record, for messages."""
+
+    def duplicates(self) -> list[str]:
+        """Keys that stand in more than one place."""
+        return []
 
     def __len__(self) -> int:
         return sum(self.groups)
@@ -117,9 +122,46 @@ class Joined(Source):
         source, number = self._place(index)
         return source.describe(number)
 
+    def duplicates(self) -> list[str]:
+        """Those of each source; sets of different names have no key in common."""
+        return [key for source in self.sources for key in source.duplicates()]
+
     def _place(self, index: int) -> tuple[Source, int]:
         which = bisect_right(self._starts, index) - 1
         return self.sources[which], index - self._starts[which]
+
+
+class WithMaps(Source):
+    """Samples of another source with the attention map of each, from `<folder>/<key without the set's name>.png`."""
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self.source, self.folder = source, folder
+
+    @property
+    def groups(self) -> list[int]:
+        """The other source's."""
+        return self.source.groups
+
+    def record(self, index: int) -> Record:
+        """The other source's."""
+        return self.source.record(index)
+
+    def describe(self, index: int) -> str:
+        """As the other source says."""
+        return self.source.describe(index)
+
+    def sample(self, index: int, paired: bool) -> Sample:
+        """The other source's sample, and its map.
+
+        Raises:
+            BadSample: either is damaged or gone.
+        """
+        sample = self.source.sample(index, paired)
+        path = self.folder / f"{sample.key.split('/', 1)[-1]}.png"
+        try:
+            return replace(sample, attention=decode(path, str(path)))
+        except ImageError as error:
+            raise BadSample(f"{sample.key}: its attention map is missing or damaged: {error}") from error
 
 
 def unique_stems(files: Sequence[Path], root: Path) -> list[str]:

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from datamodules.images import decode
-from datamodules.pack import pack_folder, plan, tiles
-from datamodules.packing import PackError, Packing, Piece, View, encoded, pack
+from datamodules.pack import pack_folder, plan
+from datamodules.packing import PackError, Packing, pack
+from datamodules.pieces import Piece, View, encoded, tiles
 from datamodules.shards import packed, read_contents
 from tests.datamodules.trees import picture, save
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from datamodules.crops import RandomCrop
+from datamodules.loader import Loader
 from datamodules.packed import Packed
 from datamodules.shards import Shards, expand, packed, read_contents
 from datamodules.sources import BadSample, Joined
-from datamodules.streams import DataError, Loader, TrainStream
+from datamodules.streams import DataError, TrainStream
 from tests.datamodules.trees import picture, png, write_tar
 
 
@@ -112,8 +113,10 @@ def test_a_duplicate_key_is_named(tmp_path: Path) -> None:
 
 
 def test_keys_that_stand_in_two_shards_are_found(tmp_path: Path) -> None:
-    urls = [str(write_tar(tmp_path / f"{name}.tar", images(2, first))) for name, first in (("a", 0), ("b", 1))]
-    assert Shards(urls, "x").duplicates() == ["0001"]
+    urls = [str(write_tar(tmp_path / f"x-{name}.tar", images(2, first))) for name, first in (("a", 0), ("b", 1))]
+    assert Shards(urls, "x").duplicates() == ["x/0001"]
+    with pytest.raises(DataError, match="val: x/0001 stands twice in the set; each image must count once"):
+        Packed(str(tmp_path), val=f"{tmp_path}/x-{{a,b}}.tar").val_dataloader()
 
 
 @pytest.mark.parametrize("kept", [0.9, 0.5, 0.1])
@@ -174,6 +177,15 @@ def test_an_absent_set_names_what_is_there_and_the_way_out(tmp_path: Path) -> No
         data.train_dataloader()
     with pytest.raises(FileNotFoundError, match=r"no val set: give data\.init_args\.val"):
         data.val_dataloader()
+
+
+def test_an_empty_set_is_an_error(tmp_path: Path) -> None:
+    shards(tmp_path, 0)
+    describe(tmp_path, {"x-train-000000.tar": 0})
+    data = Packed(str(tmp_path), train="x-train", val="x-train")
+    for split, loader in (("train", data.train_dataloader), ("val", data.val_dataloader)):
+        with pytest.raises(DataError, match=f"{split}: the set holds no sample"):
+            loader()
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from datamodules.crops import CenterCrop, RandomCrop
-from datamodules.streams import DataError, EvalStream, Loader, Place, RawBatch, TrainStream, epoch_order
+from datamodules.loader import Loader
+from datamodules.streams import DataError, EvalStream, Place, RawBatch, TrainStream, epoch_order
 from tests.datamodules.trees import Numbers
 
 CROP = RandomCrop(size=8, scale=4, seed=0)
