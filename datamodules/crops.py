@@ -1,6 +1,7 @@
 """Cutting samples: random patches in training, whole or centre-cropped images in validation, HR and LR alike."""
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,10 @@ def aligned(sample: Sample, scale: int) -> Sample:
             f"{sample.key}: HR {_size(sample.hr)} and LR {_size(sample.lr)} disagree: "
             f"at scale {scale} LR must be {width}x{height}"
         )
+    if sample.attention is not None and sample.attention.shape[:2] != (height, width):
+        raise BadSample(
+            f"{sample.key}: its attention map is {_size(sample.attention)}, not of the LR image's {width}x{height}"
+        )
     return replace(sample, hr=sample.hr[: height * scale, : width * scale])
 
 
@@ -32,10 +37,14 @@ def _size(image: Pixels) -> str:
 
 def _window(sample: Sample, size: int, top: int, left: int, scale: int) -> Sample:
     hr = sample.hr[top : top + size, left : left + size]
-    if sample.lr is None:
-        return replace(sample, hr=hr)
     small, top, left = size // scale, top // scale, left // scale
-    return replace(sample, hr=hr, lr=sample.lr[top : top + small, left : left + small])
+    return _on_small(replace(sample, hr=hr), lambda image: image[top : top + small, left : left + small])
+
+
+def _on_small(sample: Sample, change: Callable[[Pixels], Pixels]) -> Sample:
+    """Applies `change` to what has the size of the LR image."""
+    lr, attention = (None if image is None else change(image) for image in (sample.lr, sample.attention))
+    return replace(sample, lr=lr, attention=attention)
 
 
 def _need(sample: Sample, size: int) -> None:
@@ -74,13 +83,13 @@ class RandomCrop:
         top, left = int(rng.integers(rows)) * self.scale, int(rng.integers(columns)) * self.scale
         patch = _window(sample, self.size, top, left, self.scale)
         mirrored, turned, upended = rng.random(3) < 0.5
-        hr = self._orient(patch.hr, mirrored, turned, upended)
-        return replace(patch, hr=hr, lr=None if patch.lr is None else self._orient(patch.lr, mirrored, turned, upended))
 
-    def _orient(self, image: Pixels, mirrored: bool, turned: bool, upended: bool) -> Pixels:
-        image = image[:, ::-1] if self.flip and mirrored else image
-        image = image[::-1] if self.rotate and upended else image
-        return image.swapaxes(0, 1) if self.rotate and turned else image
+        def orient(image: Pixels) -> Pixels:
+            image = image[:, ::-1] if self.flip and mirrored else image
+            image = image[::-1] if self.rotate and upended else image
+            return image.swapaxes(0, 1) if self.rotate and turned else image
+
+        return _on_small(replace(patch, hr=orient(patch.hr)), orient)
 
 
 @dataclass(frozen=True)
