@@ -47,6 +47,11 @@ class SuperResolver(LightningModule, ABC):
     draws: int = 1  # of each image in prediction
     keeps_frozen: tuple[str, ...] = ()  # frozen sub-modules that a checkpoint must hold, having no source of their own
 
+    @property
+    def smallest(self) -> int:
+        """Pixels that an enlarged image must have on each side; less would be mostly padding."""
+        return self.stride
+
     @abstractmethod
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
         """`[B,3,H,W]` for a batch whose H and W are multiples of `stride`; noise only from this image's generators."""
@@ -81,13 +86,13 @@ class SuperResolver(LightningModule, ABC):
             `[B,3,H,W]` in [-1, 1].
 
         Raises:
-            ValueError: the images are smaller than the network's stride.
+            ValueError: the images are smaller than `smallest`.
         """
         height, width = batch["up"].shape[-2:]
-        if min(height, width) < self.stride:
+        if min(height, width) < self.smallest:
             raise ValueError(
                 f"{', '.join(batch['key'])}: enlarged to {width}x{height} pixels, the image is smaller than the "
-                f"{self.stride} pixels that the network needs on each side; use a larger image"
+                f"{self.smallest} pixels that the network needs on each side; use a larger image"
             )
         with isolate_rng():
             torch.manual_seed(stable_seed(global_seed(), *batch["key"]))
@@ -243,12 +248,16 @@ class DiffusionModule(SuperResolver):
         """Further scalars that are logged by name and added to the loss."""
         return {}
 
+    def anchor(self, batch: Batch) -> Tensor:
+        """The start image as a state, `[B,C,h,w]`."""
+        return self.space.encode(self.start_image(batch), batch["up"])
+
     # Training.
 
     def noised(self, batch: Batch) -> Noised:
         """One training draw for each image of the batch."""
-        x0 = self.space.encode(batch["hr"], batch["up"])
-        anchor = self.space.encode(self.start_image(batch), batch["up"])
+        x0 = self.space.encode_target(batch["hr"], batch["up"])
+        anchor = self.anchor(batch)
         t = self.process.sample_t(x0.shape[0], x0.device)
         noise = self.process.noise(x0)
         x_t = self.process.diffuse(x0=x0, anchor=anchor, t=t, noise=noise)
@@ -302,6 +311,11 @@ class DiffusionModule(SuperResolver):
         """Images are padded to multiples of it."""
         return cast(int, self.network.stride) * self.space.factor
 
+    @property
+    def smallest(self) -> int:
+        """The network's stride, also where a latent space asks for more: small images are padded to that."""
+        return cast(int, self.network.stride)
+
     def protocol(self) -> str:
         """The sampler's name."""
         return self.sampler.name
@@ -334,7 +348,7 @@ class DiffusionModule(SuperResolver):
 
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
         """Samples a state from the anchor and decodes it."""
-        anchor = self.space.encode(self.start_image(batch), batch["up"])
+        anchor = self.anchor(batch)
         with self.process.drawing_from(self.generators(batch["key"], "sampler")):
             state = (sampler or self.sampler)(
                 self.denoiser(batch, anchor), self.process, anchor, self.region_fill(batch, anchor)

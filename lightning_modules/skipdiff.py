@@ -103,6 +103,11 @@ class SkipDiff(SuperResolver):
         """The base's."""
         return self.base.stride
 
+    @property
+    def smallest(self) -> int:
+        """The loaded method's."""
+        return self.base.smallest
+
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
         """The base's image under the policy's likelier actions."""
         return self.base.enlarge(batch, sampler or self.plan)

@@ -1,6 +1,7 @@
 """Where diffusion runs: pixels, the residual to the enlarged image, or a latent space."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,6 +14,10 @@ class Space(nn.Module, ABC):
     @abstractmethod
     def encode(self, image: Tensor, up: Tensor) -> Tensor:
         """State of `image`, `[B,C,H/factor,W/factor]`."""
+
+    def encode_target(self, image: Tensor, up: Tensor) -> Tensor:
+        """State of a training target: by default as any image's."""
+        return self.encode(image, up)
 
     @abstractmethod
     def decode(self, state: Tensor, up: Tensor) -> Tensor:
@@ -71,3 +76,48 @@ class Residual(Space):
     def bound(self, x0: Tensor) -> Tensor:
         """Clamped to [-1, 1]."""
         return x0.clamp(-1, 1)
+
+
+class Latent(Space):
+    """States are the latents of a frozen autoencoder, in float32.
+
+    An image has one state, the mode of its posterior; a training target is drawn from the posterior, as Stable
+    Diffusion was trained. The public DoSSR code also draws the state that sampling starts from; the posterior is narrow.
+
+    Args:
+        autoencoder: Module with `encode(image, sample)`, `decode(latent)`, `factor`, the image pixels per latent pixel,
+            and `scale`, which latents are multiplied by: `KLAutoencoder` or `VQAutoencoder`.
+    """
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder: Any = autoencoder
+        self.factor: int = self.autoencoder.factor
+        self.scale: float = self.autoencoder.scale
+
+    def encode(self, image: Tensor, up: Tensor) -> Tensor:
+        """The latent of `image`, times `scale`."""
+        return self._encode(image, sample=False)
+
+    def encode_target(self, image: Tensor, up: Tensor) -> Tensor:
+        """A draw from the posterior of `image`, times `scale`."""
+        return self._encode(image, sample=True)
+
+    def _encode(self, image: Tensor, sample: bool) -> Tensor:
+        height, width = image.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"a {width}x{height} image has no whole latent: sides must be multiples of {self.factor} pixels; set "
+                "data.init_args.crop to one"
+            )
+        latent: Tensor = self.autoencoder.encode(image, sample=sample).float() * self.scale
+        return latent
+
+    def decode(self, state: Tensor, up: Tensor) -> Tensor:
+        """The image of `state / scale`."""
+        image: Tensor = self.autoencoder.decode(state / self.scale).float()
+        return image
+
+    def bound(self, x0: Tensor) -> Tensor:
+        """As it is: latents have no range."""
+        return x0

@@ -1,6 +1,8 @@
 """The RRDB network: SRDiff's frozen encoder, and an L1 super-resolver in its own right (published key names)."""
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,12 @@ from torch.nn import functional
 
 RESIDUAL_SCALE = 0.2
 NEGATIVE_SLOPE = 0.2
+BASICSR_NAMES = {
+    r"body\.(\d+)\.rdb(\d)": r"RRDB_trunk.\1.RDB\2",
+    "conv_body": "trunk_conv",
+    r"conv_up(\d)": r"upconv\1",
+    "conv_hr": "HRconv",
+}
 
 
 class ResidualDenseBlock(nn.Module):
@@ -47,7 +55,8 @@ class RRDBNet(nn.Module):
     """Enlarges an image by 2, 4 or 8, or gives the features on the way (section 4 of SRDiff, arXiv:2104.14951).
 
     The published SRDiff models have 8 blocks of 32 channels, at scales 4 and 8. Scale 2, with a single enlarging
-    convolution, is ours: the reference enlarges by 4 where 2 is asked for.
+    convolution, is ours: the reference enlarges by 4 where 2 is asked for. With `nf=64, nb=23, gc=32` it is the x4
+    RRDBNet of Real-ESRGAN and RealESRNet, whose public files (BasicSR's names) load as they are.
 
     Args:
         scale: 2, 4 or 8.
@@ -74,6 +83,7 @@ class RRDBNet(nn.Module):
             self.add_module(f"upconv{doubling}", nn.Conv2d(nf, nf, 3, padding=1))
         self.HRconv = nn.Conv2d(nf, nf, 3, padding=1)
         self.conv_last = nn.Conv2d(nf, 3, 3, padding=1)
+        self.register_load_state_dict_pre_hook(accept_basicsr_names)
 
     def features(self, lr: Tensor) -> list[Tensor]:
         """The output of every block, then of the trunk: `nb + 1` maps `[B,nf,h,w]` of `lr` `[B,3,h,w]` in [-1,1]."""
@@ -88,6 +98,10 @@ class RRDBNet(nn.Module):
         """One convolution per doubling, in order."""
         return (self.get_submodule(f"upconv{doubling}") for doubling in range(1, self.scale.bit_length()))
 
+    def image_layers(self) -> list[nn.Module]:
+        """The layers after the features, which only the network's own image needs."""
+        return [*self.enlarging_convs(), self.HRconv, self.conv_last]
+
     def forward(self, lr: Tensor) -> Tensor:
         """`[B,3,h,w]` in [-1,1] to `[B,3,scale*h,scale*w]`, clamped to [-1,1] in training too, as published."""
         feature = self.features(lr)[-1]
@@ -95,3 +109,14 @@ class RRDBNet(nn.Module):
             feature = functional.leaky_relu(conv(functional.interpolate(feature, scale_factor=2.0)), NEGATIVE_SLOPE)
         image: Tensor = self.conv_last(functional.leaky_relu(self.HRconv(feature), NEGATIVE_SLOPE))
         return image.clamp(0, 1) * 2 - 1
+
+
+def accept_basicsr_names(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Before `state` is loaded below `prefix`: BasicSR's names in it become ours."""
+    if f"{prefix}conv_body.weight" not in state:
+        return
+    for key in [key for key in state if key.startswith(prefix)]:
+        name = key.removeprefix(prefix)
+        for theirs, ours in BASICSR_NAMES.items():
+            name = re.sub(f"^{theirs}\\.", f"{ours}.", name)
+        state[prefix + name] = state.pop(key)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.diffusion.color_fix import fix_color
 from lightning_modules.diffusion.dos_solvers import DoSMultistep, derivative_weights
 from lightning_modules.diffusion.parameterization import Noised, ShiftedEpsilon
 from lightning_modules.diffusion.process import expand
@@ -155,4 +156,17 @@ def check_steps(fixture: Fixture) -> Iterator[Comparison]:
             yield Comparison(name, found["x_final"], fixture.outputs[name], atol=1e-9)
 
 
-CHECKS = {"dossr_schedule": check_schedule, "dossr_traj": check_trajectory, "dossr_traj_steps": check_steps}
+def check_color_fix(fixture: Fixture) -> Iterator[Comparison]:
+    """Both colour fixes, of images in [0, 1]."""
+    image, reference = (fixture.inputs[key] * 2 - 1 for key in ("content", "style"))
+    for method in ("wavelet", "adain"):
+        fixed = fix_color(image, reference=reference, method=method)
+        yield Comparison(method, (fixed + 1) / 2, fixture.outputs[method], atol=1e-5)
+
+
+CHECKS = {
+    "dossr_schedule": check_schedule,
+    "dossr_traj": check_trajectory,
+    "dossr_traj_steps": check_steps,
+    "colorfix": check_color_fix,
+}

@@ -1,0 +1,173 @@
+"""Stable Diffusion 2.1 under a ControlNet, of diffusers' and transformers' classes, as DoSSR trains it."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.networks.hub import absent, frozen
+from lightning_modules.networks.tiling import tiled
+
+OPTION = "--model.init_args.network.init_args.weights"
+SIGNATURE_TOLERANCE = {"rtol": 1e-2, "atol": 1e-5}  # the same weights in another precision agree within it
+
+
+class ControlledUNet(nn.Module):
+    """A frozen Stable Diffusion UNet, steered by a trainable copy of its encoder (ControlNet, arXiv:2302.05543).
+
+    The copy sees the degraded image's latent beside the state: 4 + 4 channels, whose new half starts at zero, and so do
+    the convolutions between the copy and the UNet. Training therefore starts from Stable Diffusion itself. (DoSSR's
+    script for initial weights leaves the copy random; we follow its ancestor DiffBIR, arXiv:2308.15070.)
+
+    The prompt is fixed: its embedding is computed once and the text encoder let go. A checkpoint of this module holds
+    the ControlNet and a signature of the UNet that it was trained for.
+
+    Args:
+        weights: Hub id of a Stable Diffusion 2.1-base, or a folder with its `unet`, `text_encoder` and `tokenizer`.
+        prompt: Shown when sampling. Training, and classifier-free guidance's null condition, use the empty prompt.
+        gradient_checkpointing: Trade a second forward pass for memory in training.
+        tile: When sampling, states of more latent pixels a side are evaluated in overlapping tiles of it, see `tiled`.
+            None: never.
+        overlap: Of the tiles, in latent pixels.
+
+    Raises:
+        FileNotFoundError: the weights are neither there nor to be had.
+        ValueError: they are partial, of another architecture, or the tiles impossible.
+    """
+
+    stride = 8
+    middle_attention = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
+    text: Tensor
+    empty_text: Tensor
+    signature: Tensor
+
+    def __init__(
+        self,
+        weights: str,
+        prompt: str = "clean, high-resolution, 8k",
+        gradient_checkpointing: bool = True,
+        tile: int | None = None,
+        overlap: int = 32,
+    ) -> None:
+        super().__init__()
+        from diffusers import UNet2DConditionModel  # takes seconds, and other networks do without it
+
+        if tile is not None and (tile % self.stride or not 0 <= overlap < tile):
+            raise ValueError(f"tile {tile} must be a multiple of {self.stride} latent pixels, and more than {overlap=}")
+        self.tile, self.overlap = tile, overlap
+        self.unet = frozen(UNet2DConditionModel, weights, subfolder="unet", option=OPTION)
+        self.controlnet = controlnet_for(self.unet)
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+            self.controlnet.enable_gradient_checkpointing()
+        text, empty_text = embed([prompt, ""], weights).split(1)
+        if text.shape[-1] != self.unet.config.cross_attention_dim:
+            raise ValueError(
+                f"{weights}: the text encoder writes {text.shape[-1]} channels, but the UNet reads "
+                f"{self.unet.config.cross_attention_dim}: they belong to different models"
+            )
+        self.register_buffer("text", text, persistent=False)
+        self.register_buffer("empty_text", empty_text, persistent=False)
+        self.register_buffer("signature", signature(self.unet))
+        self.register_load_state_dict_pre_hook(check_signature)
+
+    def train(self, mode: bool = True) -> "ControlledUNet":
+        """The UNet stays in evaluation mode."""
+        super().train(mode)
+        self.unet.eval()
+        return self
+
+    def forward(self, x: Tensor, label: Tensor, *, hint: Tensor, text: Tensor) -> Tensor:
+        """The predicted noise.
+
+        Args:
+            x: `[B,4,h,w]`.
+            label: Step index, `[B]`.
+            hint: Latent of the degraded image, `[B,4,h,w]`.
+            text: Embedding of the prompt, `[B,tokens,D]`.
+        """
+
+        def evaluate(x: Tensor, hint: Tensor) -> Tensor:
+            return self._evaluate(x, label, hint=hint, text=text)
+
+        if self.training or self.tile is None:
+            return evaluate(x, hint)
+        return tiled(evaluate, x, hint, tile=self.tile, overlap=self.overlap)
+
+    def _evaluate(self, x: Tensor, label: Tensor, *, hint: Tensor, text: Tensor) -> Tensor:
+        down, middle = self.controlnet(x, label, text, hint, return_dict=False)
+        return cast(
+            Tensor,
+            self.unet(
+                x,
+                label,
+                text,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+                return_dict=False,
+            )[0],
+        )
+
+
+def controlnet_for(unet: Any) -> Any:
+    """A trainable `ControlNetModel` that starts as the encoder of `unet` and reads a latent as its hint.
+
+    Its input convolution, published as one of 8 channels (state, then hint), is split: convolutions are linear.
+    """
+    from diffusers import ControlNetModel
+
+    controlnet = ControlNetModel.from_unet(unet)
+    channels = unet.config.block_out_channels[0]
+    hint = nn.Conv2d(unet.config.in_channels, channels, 3, padding=1, bias=False, device=unet.device)
+    nn.init.zeros_(hint.weight)
+    controlnet.controlnet_cond_embedding = hint
+    return controlnet.requires_grad_(True)
+
+
+def embed(prompts: list[str], weights: str) -> Tensor:
+    """What the text encoder in `weights` makes of prompts, `[prompts,tokens,D]` float32.
+
+    Raises:
+        FileNotFoundError: encoder or tokenizer are neither there nor to be had.
+        ValueError: they do not fit each other.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    encoder = frozen(CLIPTextModel, weights, subfolder="text_encoder", option=OPTION)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(weights, subfolder="tokenizer")
+    except (OSError, TypeError) as error:
+        raise FileNotFoundError(
+            f"{weights}/tokenizer: expected vocab.json, merges.txt and tokenizer_config.json. "
+            + absent(CLIPTextModel, f"{weights}/text_encoder", OPTION)
+        ) from error
+    if len(tokenizer) != encoder.config.vocab_size:
+        raise ValueError(
+            f"{weights}/tokenizer: knows {len(tokenizer)} tokens, but the text encoder beside it "
+            f"{encoder.config.vocab_size}: expected vocab.json and merges.txt of the same model"
+        )
+    length = encoder.config.max_position_embeddings
+    tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return cast(Tensor, encoder(tokens.input_ids).last_hidden_state)
+
+
+def signature(unet: nn.Module) -> Tensor:
+    """A number of each of the UNet's tensors, by which a ControlNet knows the UNet that it was trained for."""
+    return torch.stack([parameter.detach().flatten()[0] for parameter in unet.parameters()])
+
+
+def check_signature(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Before a ControlNet is loaded.
+
+    Raises:
+        ValueError: it was trained for another UNet.
+    """
+    stored, own = state.get(f"{prefix}signature"), cast(Tensor, module.signature)
+    if stored is None or stored.shape != own.shape:
+        return  # reported as missing, or of another shape
+    if not torch.allclose(stored.to(own), own, **SIGNATURE_TOLERANCE):
+        raise ValueError(
+            "this ControlNet was trained for another base: the weights of the Stable Diffusion UNet differ; give the "
+            f"base that it was trained for as {OPTION}"
+        )
