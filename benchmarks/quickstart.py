@@ -35,7 +35,8 @@ def lightning(*arguments: str) -> None:
 
 def training_options() -> list[str]:
     """bf16 where the processor multiplies matrices in it; elsewhere it would be slower than float32."""
-    options = [] if not torch.cpu._is_amx_tile_supported() else ["--trainer.precision", "bf16-mixed"]
+    multiplies = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    options = ["--trainer.precision", "bf16-mixed"] if multiplies else []
     steps = os.environ.get("QUICKSTART_STEPS")
     return [*options, "--trainer.max_steps", steps] if steps else options
 
