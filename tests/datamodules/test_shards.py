@@ -115,7 +115,7 @@ def test_a_duplicate_key_is_named(tmp_path: Path) -> None:
 def test_keys_that_stand_in_two_shards_are_found(tmp_path: Path) -> None:
     urls = [str(write_tar(tmp_path / f"x-{name}.tar", images(2, first))) for name, first in (("a", 0), ("b", 1))]
     assert Shards(urls, "x").duplicates() == ["x/0001"]
-    with pytest.raises(DataError, match="val: x/0001 stands twice in the set; each image must count once"):
+    with pytest.raises(DataError, match="val: x/0001 stands twice in the set; "):
         Packed(str(tmp_path), val=f"{tmp_path}/x-{{a,b}}.tar").val_dataloader()
 
 
