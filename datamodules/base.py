@@ -133,10 +133,6 @@ class SRDataModule(LightningDataModule, ABC):
         source = self.source(split)
         if not len(source):
             raise DataError(f"{split}: the set holds no sample")
-        return source
-
-    def _mapped(self, split: str) -> Source:
-        source = self.source(split)
         return source if self.attention is None else WithMaps(source, self.attention)
 
     @property

@@ -150,6 +150,10 @@ class WithMaps(Source):
         """As the other source says."""
         return self.source.describe(index)
 
+    def duplicates(self) -> list[str]:
+        """The other source's."""
+        return self.source.duplicates()
+
     def sample(self, index: int, paired: bool) -> Sample:
         """The other source's sample, and its map.
 
