@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_modules.networks.mish import Mish
-
 
 def sinusoidal_embedding(label: Tensor, channels: int) -> Tensor:
     """Sines, then cosines, at geometric frequencies from 1 to exactly 1/10000: `[B]` to float32 `[B,channels]`."""
@@ -34,7 +32,7 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.block = nn.Sequential(ReflectionPad(), nn.Conv2d(channels, out_channels, 3), Mish())
+        self.block = nn.Sequential(ReflectionPad(), nn.Conv2d(channels, out_channels, 3), nn.Mish())
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B,C,H,W]` to `[B,C',H,W]`."""
@@ -47,7 +45,7 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, time_channels: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(Mish(), nn.Linear(time_channels, out_channels))
+        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_channels, out_channels))
         self.block1 = Block(channels, out_channels)
         self.block2 = Block(out_channels, out_channels)
         self.res_conv = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
@@ -173,7 +171,7 @@ class SRDiffUNet(nn.Module):
         widths = [channels * mult for mult in channel_mults]
         used = encoder_channels * ((encoder_blocks + 1) // 3)
         self.cond_proj = nn.ConvTranspose2d(used, channels, 2 * scale, stride=scale, padding=scale // 2)
-        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), Mish(), nn.Linear(4 * channels, channels))
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.Mish(), nn.Linear(4 * channels, channels))
         self.downs = nn.ModuleList(self._down(*pair) for pair in pairwise([3, *widths]))
         cast(nn.ModuleList, self.downs[-1])[2] = nn.Identity()
         self.mid_block1 = ResnetBlock(widths[-1], widths[-1], channels)
