@@ -168,7 +168,9 @@ def check_update_case(fixture: Fixture, case: str, training: bool, epochs: int) 
         actual = (updated[name] if kind == "after" else gradients[name]).detach()
         if kind == "after":  # Adam's first step is lr times the gradient's sign, which rounding decides near 0
             undecided = gradients[name].abs() < 1e-6
-            yield Comparison(f"{case}/{key} near 0", actual[undecided], expected[undecided], atol=2 * adam["lr"] * epochs)
+            yield Comparison(
+                f"{case}/{key} near 0", actual[undecided], expected[undecided], atol=2 * adam["lr"] * epochs
+            )
             actual, expected = actual[~undecided], expected[~undecided]
         yield Comparison(f"{case}/{key}", actual, expected, atol=1e-5)
 
