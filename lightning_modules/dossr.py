@@ -1,9 +1,22 @@
 """DoSSR: diffusion that begins at the degraded image, and solvers of few steps for it (arXiv:2409.17778)."""
 
-from torch import Tensor
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
+from lightning_modules.checkpoint import load_network
+from lightning_modules.diffusion.color_fix import ColorFix, fix_color
+from lightning_modules.diffusion.samplers import Sampler
+from lightning_modules.diffusion.vp import DomainShift
+from lightning_modules.networks import ldm_names
+from lightning_modules.networks.rrdb import RRDBNet, accept_basicsr_names
+from lightning_modules.networks.sd21 import ControlledUNet, text_encoder
+
+PRECISION = 2e-3  # relative, within which the same weights in half precision agree
 
 
 class DoSSR(DiffusionModule):
@@ -12,3 +25,129 @@ class DoSSR(DiffusionModule):
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """`{image: [B,3,H,W]}`."""
         return {"image": self.start_image(batch)}
+
+
+class DoSSRStableDiffusion(DiffusionModule):
+    """DoSSR as published: Stable Diffusion 2.1 under a ControlNet, from an image that a frozen restorer enlarged.
+
+    The ControlNet alone is trained and stored. The latent of the restored image is both where the process starts and
+    what the ControlNet is shown.
+
+    Where we depart from the public code: the restored image is clamped in training as it is in inference; the state
+    that sampling starts from is the mode of the posterior, as in training; the restorer sees the low-resolution image
+    as the data gives it, where the code enlarges it to the target's size and shrinks it again.
+
+    Args:
+        restorer: Of the data's scale.
+        restorer_weights: RealESRNet's public file, a checkpoint of an `RRDBRegressor`, or another RRDB file.
+        color_fix: Takes the colours of the restored image over to the result, see `fix_color`.
+        **diffusion: See `DiffusionModule`.
+
+    Raises:
+        CheckpointError: the restorer's weights are absent or do not fit.
+    """
+
+    network: ControlledUNet
+    process: DomainShift
+
+    def __init__(
+        self, restorer: RRDBNet, restorer_weights: str, color_fix: ColorFix = "wavelet", **diffusion: Any
+    ) -> None:
+        super().__init__(**diffusion)
+        load_network(restorer, restorer_weights)
+        self.restorer = cast(RRDBNet, restorer.to(memory_format=self.memory_format))  # type: ignore[call-overload]
+        self.restorer.requires_grad_(False)
+        self.color_fix = color_fix
+        self._restored: tuple[Tensor, Tensor, Tensor] | None = None  # of the latest batch: lr, image, state
+
+    def start_image(self, batch: Batch) -> Tensor:
+        """The restored image."""
+        return self._restore(batch)[0]
+
+    def anchor(self, batch: Batch) -> Tensor:
+        """Its latent, `[B,4,h,w]`."""
+        return self._restore(batch)[1]
+
+    def _restore(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The restored image and its latent, once per batch: anchor, hint and colour fix all ask for them."""
+        if self._restored is None or self._restored[0] is not batch["lr"]:
+            with torch.no_grad():
+                image = self.restorer(batch["lr"]).float()
+                if image.shape != batch["up"].shape:
+                    raise ValueError(
+                        f"the restorer enlarges by {self.restorer.scale}, but the data by "
+                        f"{batch['up'].shape[-1] // batch['lr'].shape[-1]}: set data.init_args.scale"
+                    )
+                self._restored = batch["lr"], image, self.space.encode(image, batch["up"])
+        return self._restored[1:]
+
+    def condition(self, batch: Batch) -> dict[str, Tensor]:
+        """`{hint: [B,4,h,w], text: [B,tokens,D]}`; the prompt is empty in training, as published."""
+        network = self.network
+        return self._shown(batch, network.empty_text if self.training else network.text)
+
+    def null_condition(self, batch: Batch) -> dict[str, Tensor]:
+        """The same hint, and the empty prompt."""
+        return self._shown(batch, self.network.empty_text)
+
+    def _shown(self, batch: Batch, text: Tensor) -> dict[str, Tensor]:
+        hint = self.anchor(batch)
+        return {"hint": hint, "text": text.expand(hint.shape[0], -1, -1)}
+
+    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
+        """Samples, decodes, and mends the colours."""
+        image = super().enlarge(batch, sampler)
+        fixed = fix_color(image, reference=self.start_image(batch), method=self.color_fix)
+        self._restored = None
+        return fixed
+
+    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The ControlNet of a published checkpoint; everything else in it must be what is configured.
+
+        Raises:
+            ValueError: schedule, shift, base, autoencoder or restorer are others than configured.
+        """
+        rest = self.process.schedule.without_table(state)
+        check_shift(self.process, rest)
+        parts = ldm_names.dossr_parts(rest)
+        encoder = text_encoder(self.network.weights)
+        text = ldm_names.text_encoder(parts["text"], layers=encoder.config.num_hidden_layers)
+        accept_basicsr_names(self.restorer, parts["restorer"], "")
+        autoencoder = cast(Any, self.space).autoencoder.model
+        check_same("unet", ldm_names.unet(parts["unet"]), self.network.unet)
+        check_same("autoencoder", ldm_names.autoencoder(parts["vae"]), autoencoder)
+        check_same("text encoder", text, encoder)
+        check_same("restorer", parts["restorer"], self.restorer)
+        controlnet = ldm_names.controlnet(parts["controlnet"])
+        own = {f"network.controlnet.{key}": value for key, value in controlnet.items()}
+        return {**own, "network.signature": self.network.signature}
+
+
+def check_shift(process: DomainShift, state: dict[str, Tensor]) -> None:
+    """Takes the published shift out of `state`.
+
+    Raises:
+        ValueError: it is not the process's.
+    """
+    stored, complement = state.pop("lambdas", None), state.pop("one_minus_lambdas", None)
+    t = torch.arange(1, process.steps + 1, dtype=torch.float64) / process.steps
+    own = process.anchor_alpha(t) / process.signal(t)
+    for name, found, expected in (("lambdas", stored, own), ("one_minus_lambdas", complement, 1 - own)):
+        if found is not None and (found.shape != own.shape or not torch.allclose(found.double(), expected, atol=1e-6)):
+            raise ValueError(f"{name}: the file shifts otherwise than the configured process; see shift_steps and ramp")
+
+
+def check_same(name: str, stored: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Compares a frozen part of a published file with the one that is configured.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or another.
+    """
+    # transformers 4 has a prefix that 5 dropped; ids of positions are no weights
+    own = {key.removeprefix("text_model."): value for key, value in module.state_dict().items()}
+    own.pop("embeddings.position_ids", None)
+    if differing := sorted(stored.keys() ^ own.keys()):
+        raise ValueError(f"{name}: {len(differing)} tensors are only in one of file and base, such as {differing[0]}")
+    for key, value in stored.items():
+        if value.shape != own[key].shape or not torch.allclose(value.float(), own[key].float(), rtol=PRECISION, atol=1e-5):
+            raise ValueError(f"{name}: {key} in the file differs from the configured weights; it needs others")

@@ -1,7 +1,7 @@
 """Where diffusion runs: pixels, the residual to the enlarged image, or a latent space."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -82,7 +82,7 @@ class Latent(Space):
     """States are the latents of a frozen autoencoder, in float32.
 
     An image has one state, the mode of its posterior; a training target is drawn from the posterior, as Stable
-    Diffusion was trained. The public DoSSR code also draws the state that sampling starts from; the posterior is narrow.
+    Diffusion was trained. The public DoSSR code also draws the state that sampling starts from.
 
     Args:
         autoencoder: Module with `encode(image, sample)`, `decode(latent)`, `factor`, the image pixels per latent pixel,
@@ -91,7 +91,7 @@ class Latent(Space):
 
     def __init__(self, autoencoder: nn.Module) -> None:
         super().__init__()
-        self.autoencoder: Any = autoencoder
+        self.autoencoder = cast(Any, autoencoder)
         self.factor: int = self.autoencoder.factor
         self.scale: float = self.autoencoder.scale
 

@@ -22,12 +22,14 @@ def frozen(architecture: Any, weights: str, *, subfolder: str = "", option: str)
 
     place = f"{weights}/{subfolder}" if subfolder else weights
     name = architecture.__name__
+    # diffusers would say that accelerate, which the other way of loading needs, is not installed
+    quietly = {"low_cpu_mem_usage": False} if hasattr(architecture, "load_config") else {}
     try:
         found = written_for(architecture, weights, subfolder)
         if found != name:
             raise ValueError(f"{place}/config.json describes a {found}, where {option} needs a {name}")
         model, report = architecture.from_pretrained(
-            weights, subfolder=subfolder, use_safetensors=True, output_loading_info=True
+            weights, subfolder=subfolder, use_safetensors=True, output_loading_info=True, **quietly
         )
     except OSError as error:
         raise FileNotFoundError(absent(architecture, place, option)) from error
@@ -53,8 +55,8 @@ def absent(architecture: Any, place: str, option: str) -> str:
     """What to do about weights that are not there."""
     stem = "diffusion_pytorch_model" if hasattr(architecture, "load_config") else "model"
     return (
-        f"{place}: no {architecture.__name__} is there: expected config.json and {stem}.safetensors, in a folder or the "
-        "hub's cache, and they cannot be downloaded. Download them on a machine with a network (hf download ID "
+        f"{place}: no {architecture.__name__} is there: expected config.json and {stem}.safetensors, in a folder or "
+        "the hub's cache, and they cannot be downloaded. Download them on a machine with a network (hf download ID "
         f"--local-dir FOLDER) and give the folder as {option}"
     )
 

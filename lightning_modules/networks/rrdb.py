@@ -83,7 +83,7 @@ class RRDBNet(nn.Module):
             self.add_module(f"upconv{doubling}", nn.Conv2d(nf, nf, 3, padding=1))
         self.HRconv = nn.Conv2d(nf, nf, 3, padding=1)
         self.conv_last = nn.Conv2d(nf, 3, 3, padding=1)
-        self.register_load_state_dict_pre_hook(accept_basicsr_names)
+        self.register_load_state_dict_pre_hook(accept_basicsr_names)  # type: ignore[no-untyped-call]
 
     def features(self, lr: Tensor) -> list[Tensor]:
         """The output of every block, then of the trunk: `nb + 1` maps `[B,nf,h,w]` of `lr` `[B,3,h,w]` in [-1,1]."""

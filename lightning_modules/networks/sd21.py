@@ -9,7 +9,7 @@ from lightning_modules.networks.hub import absent, frozen
 from lightning_modules.networks.tiling import tiled
 
 OPTION = "--model.init_args.network.init_args.weights"
-SIGNATURE_TOLERANCE = {"rtol": 1e-2, "atol": 1e-5}  # the same weights in another precision agree within it
+PRECISION = 1e-2  # relative, within which the same weights in bfloat16 agree
 
 
 class ControlledUNet(nn.Module):
@@ -54,13 +54,13 @@ class ControlledUNet(nn.Module):
 
         if tile is not None and (tile % self.stride or not 0 <= overlap < tile):
             raise ValueError(f"tile {tile} must be a multiple of {self.stride} latent pixels, and more than {overlap=}")
-        self.tile, self.overlap = tile, overlap
+        self.weights, self.tile, self.overlap = weights, tile, overlap
         self.unet = frozen(UNet2DConditionModel, weights, subfolder="unet", option=OPTION)
         self.controlnet = controlnet_for(self.unet)
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
             self.controlnet.enable_gradient_checkpointing()
-        text, empty_text = embed([prompt, ""], weights).split(1)
+        text, empty_text = embed([prompt, ""], weights).chunk(2)
         if text.shape[-1] != self.unet.config.cross_attention_dim:
             raise ValueError(
                 f"{weights}: the text encoder writes {text.shape[-1]} channels, but the UNet reads "
@@ -69,7 +69,7 @@ class ControlledUNet(nn.Module):
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("empty_text", empty_text, persistent=False)
         self.register_buffer("signature", signature(self.unet))
-        self.register_load_state_dict_pre_hook(check_signature)
+        self.register_load_state_dict_pre_hook(check_signature)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> "ControlledUNet":
         """The UNet stays in evaluation mode."""
@@ -124,6 +124,13 @@ def controlnet_for(unet: Any) -> Any:
     return controlnet.requires_grad_(True)
 
 
+def text_encoder(weights: str) -> Any:
+    """The frozen `CLIPTextModel` in `weights`."""
+    from transformers import CLIPTextModel
+
+    return frozen(CLIPTextModel, weights, subfolder="text_encoder", option=OPTION)
+
+
 def embed(prompts: list[str], weights: str) -> Tensor:
     """What the text encoder in `weights` makes of prompts, `[prompts,tokens,D]` float32.
 
@@ -133,7 +140,7 @@ def embed(prompts: list[str], weights: str) -> Tensor:
     """
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    encoder = frozen(CLIPTextModel, weights, subfolder="text_encoder", option=OPTION)
+    encoder = text_encoder(weights)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(weights, subfolder="tokenizer")
     except (OSError, TypeError) as error:
@@ -166,7 +173,7 @@ def check_signature(module: nn.Module, state: dict[str, Any], prefix: str, *unus
     stored, own = state.get(f"{prefix}signature"), cast(Tensor, module.signature)
     if stored is None or stored.shape != own.shape:
         return  # reported as missing, or of another shape
-    if not torch.allclose(stored.to(own), own, **SIGNATURE_TOLERANCE):
+    if not torch.allclose(stored.to(own), own, rtol=PRECISION, atol=1e-5):
         raise ValueError(
             "this ControlNet was trained for another base: the weights of the Stable Diffusion UNet differ; give the "
             f"base that it was trained for as {OPTION}"

@@ -8,6 +8,7 @@ from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from lightning_modules.checkpoint import write_checkpoint
 from lightning_modules.cli import CONFIGS, configured_model
+from tests.tiny.stable_diffusion import write_latent_models
 
 TINY = Path(__file__).parent
 
@@ -25,3 +26,4 @@ def write_tiny_weights(folder: Path) -> None:
     config = folder / "sr3_cosine.yaml"
     config.write_text(yaml.safe_dump({"compose": [str(path) for path in composed]}))
     write_checkpoint(*configured_model(config), folder / "sr3_cosine.ckpt")
+    write_latent_models(folder)
