@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import Batch
-from lightning_modules.base import DiffusionModule, pad_to_stride
+from lightning_modules.base import DiffusionModule
 from lightning_modules.diffusion.ppo import Judgement
 from lightning_modules.diffusion.skip_sampler import (
     Decider,
+    Finished,
     Pattern,
     PolicyDecider,
     SkipBranches,
@@ -54,10 +55,8 @@ class Rollouts:
         return {name: self.decode(batch, state) for name, state in branches.states.items()}
 
     def decode(self, batch: Batch, state: Tensor) -> Tensor:
-        """The image `[B,3,H,W]` in [-1, 1] of a clean state, as `super_resolve` would return it."""
-        height, width = batch["up"].shape[-2:]
-        image = self.base.space.decode(state, pad_to_stride(batch, self.base.stride)["up"])
-        return image[..., :height, :width].float().clamp(-1, 1)
+        """The image `[B,3,H,W]` in [-1, 1] that the base makes of a clean state."""
+        return self.base.super_resolve(batch, Finished(state))
 
     @torch.no_grad()
     def play(self, batch: Batch, policy: SkipPolicy, count_forced: bool) -> Episodes:

@@ -13,7 +13,9 @@ from lightning_modules.checkpoint import CheckpointError, write_checkpoint
 from lightning_modules.cli import CONFIGS, configured_model
 from tests.tiny.experiments import tiny_overlays
 
-HOSTS = ["sr3", "sr3_yoda", "resshift_pixel", "dossr_pixel", "relay_x4", "edm"]
+PIXELS = ["sr3", "sr3_yoda", "resshift_pixel", "dossr_pixel", "relay_x4", "edm"]
+LATENTS = ["resshift", "dossr_sd21"]
+HOSTS = [*PIXELS, *LATENTS]
 
 
 def composed(host: str, folder: Path, overlay: str, content: dict[str, Any] | None = None) -> Path:
@@ -27,15 +29,16 @@ def composed(host: str, folder: Path, overlay: str, content: dict[str, Any] | No
 
 def guided(host: str, folder: Path, **changes: Any) -> Path:
     """A host under the self-attention overlay, some of whose arguments are changed."""
-    overlay = yaml.safe_load((CONFIGS / "guidance" / "sag.yaml").read_text())
+    name = "sag_latent" if host in LATENTS else "sag"
+    overlay = yaml.safe_load((CONFIGS / "guidance" / f"{name}.yaml").read_text())
     (sag,) = overlay["model"]["init_args"]["guidance+"]
     sag["init_args"] |= changes
     return composed(host, folder, "", overlay)
 
 
-def batch_for(config: dict[str, Any]) -> Batch:
+def batch_for(config: dict[str, Any], side: int = 16) -> Batch:
     scale = config["data"]["init_args"]["scale"]
-    lr = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    lr = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     up = torch.nn.functional.interpolate(lr, scale_factor=float(scale), mode="bicubic")
     return Batch(lr=lr, up=up, key=["a", "b"])
 
@@ -53,7 +56,7 @@ def test_guidance_acts_on_every_method(host: str, tmp_path: Path) -> None:
     model, config = configured_model(guided(host, tmp_path))
     assert isinstance(model, DiffusionModule) and len(model.guidance) == 1
     sharpened(model.eval())
-    batch = batch_for(config)
+    batch = batch_for(config, side=16 if host in PIXELS else 64)  # the innermost attention needs more than one token
     calls: list[int] = []
     model.network.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
     steered = model.super_resolve(batch)

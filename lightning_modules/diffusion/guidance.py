@@ -213,7 +213,8 @@ class SelfAttentionGuidance(Guidance):
         if len(maps) != 1:
             raise RuntimeError(
                 f"the self-attention ran {len(maps)} times in one estimate instead of once. With classifier-free "
-                "guidance set branch: unconditional; a compiled network hides its layers: set compile: false"
+                "guidance set branch: unconditional; a compiled network hides its layers (set compile: false), and one "
+                "that works in tiles has many maps (set mask: uniform, or no tiles)"
             )
         return torch.where(self.select(maps[0], x0), blurred, x0)
 

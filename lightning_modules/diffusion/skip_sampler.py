@@ -315,6 +315,24 @@ class SkipBranches(SkipSampler):
         return self.states[name]
 
 
+class Finished(Ancestral):
+    """Takes no step: what a method makes of a clean state that was sampled before.
+
+    Args:
+        state: The clean state, `[B,C,H,W]`.
+    """
+
+    def __init__(self, state: Tensor) -> None:
+        super().__init__(steps=1)
+        self.state = state
+
+    def __call__(
+        self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
+    ) -> Tensor:
+        """The state."""
+        return self.state
+
+
 class SubsetSearch(SkipSampler):
     """Visits the result of every fixed set of skipped steps, with the same noise; shared beginnings are run once.
 
