@@ -97,7 +97,7 @@ def main(*options: str) -> None:
         devices=OPTIONS.processes,
         strategy="ddp" if OPTIONS.processes > 1 else "auto",
         max_steps=OPTIONS.steps,
-        max_epochs=-1,
+        max_epochs=1000,  # with -1 Lightning would not touch the loader in `estimated_stepping_batches`
         limit_train_batches=OPTIONS.epoch,
         limit_val_batches=0,
         accumulate_grad_batches=OPTIONS.accumulate,
