@@ -118,12 +118,12 @@ class DDIM(Ancestral):
 
 
 class DPMSolverPlusPlus(Sampler):
-    """DPM-Solver++(2M) and SDE-DPM-Solver++(2M), of second order in the half log-SNR (arXiv:2211.01095).
+    """DPM-Solver++(2M), of second order in the half log-SNR (Algorithm 2 of arXiv:2211.01095), or its SDE counterpart.
 
-    Its update (Eq. 7 of Algorithm 2, and of Appendix A for the SDE) is the first-order step, DDIM's or the posterior's,
-    towards a clean state that is extrapolated from the last two estimates. Written so it holds for every process whose
-    mean is a multiple of x0 plus a term in the anchor: that term is known and drops out. The first step and the one to
-    the clean state, where the half log-SNR is infinite, are of first order.
+    Its update is the first-order step, DDIM's or the posterior's, towards a clean state that is extrapolated from the
+    last two estimates. So it holds for every process whose mean is a multiple of x0 plus a term in the anchor: that
+    term is known and drops out. The first step and the one to the clean state, where the half log-SNR is infinite, are
+    of first order.
 
     Args:
         steps: See `Sampler`.
