@@ -21,7 +21,7 @@ quickstart: install ## train SRDiff + YODA on bundled photographs and enlarge tw
 	$(BIN)/python -m benchmarks.quickstart
 
 test: install ## every test, offline
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: install ## ruff
 	$(BIN)/ruff check .
