@@ -48,6 +48,8 @@ def written_for(architecture: Any, weights: str, subfolder: str) -> str | None:
     if hasattr(architecture, "load_config"):  # diffusers
         return str(architecture.load_config(weights, subfolder=subfolder).get("_class_name"))
     config, _ = architecture.config_class.get_config_dict(weights, subfolder=subfolder)
+    if not config:  # what transformers makes of a folder without one
+        raise FileNotFoundError(f"{weights}/{subfolder}/config.json")
     return next(iter(config.get("architectures") or []), None)
 
 

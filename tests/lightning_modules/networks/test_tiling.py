@@ -1,0 +1,56 @@
+"""Tiles of large states: coverage, agreement with the whole, no seams."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.networks.tiling import starts, tiled, windows
+
+
+@pytest.mark.parametrize(("length", "tile", "overlap"), [(5, 8, 2), (8, 8, 2), (9, 8, 2), (40, 16, 8), (41, 16, 0)])
+def test_tiles_cover_everything_and_overlap(length: int, tile: int, overlap: int) -> None:
+    begins = starts(length, tile, overlap)
+    assert begins[0] == 0 and begins[-1] + tile >= length
+    assert all(later - earlier <= tile - overlap for earlier, later in zip(begins, begins[1:], strict=False))
+    assert begins[-1] == max(length - tile, 0)
+    covered = torch.zeros(length, 7)
+    for window in windows(length, 7, tile, overlap):
+        covered[window] += 1
+    assert covered.min() >= 1
+
+
+def test_what_fits_one_tile_is_evaluated_as_it_is() -> None:
+    x = torch.rand(2, 4, 8, 8)
+    assert tiled(lambda x: x, x, tile=8, overlap=4) is x
+
+
+def test_a_pointwise_network_does_not_notice_tiles() -> None:
+    x, hint = torch.randn(2, 4, 40, 24), torch.randn(2, 4, 40, 24)
+
+    def evaluate(x: Tensor, hint: Tensor) -> Tensor:
+        assert max(x.shape[-2:]) <= 16
+        return torch.cat([x.sin() * hint, hint], dim=1)
+
+    result = tiled(evaluate, x, hint, tile=16, overlap=8)
+    torch.testing.assert_close(result, torch.cat([x.sin() * hint, hint], dim=1), rtol=0, atol=1e-5)
+
+
+def test_tiles_leave_no_seams() -> None:
+    """Each tile disagrees by a constant of its own; between neighbours the result must go over gradually."""
+    offsets = iter([0.0, 1.0, 0.0, 1.0])
+    x = torch.zeros(1, 1, 32, 80)
+    result = tiled(lambda x: x + next(offsets), x, tile=32, overlap=16)
+    assert result.min() >= 0 and result.max() <= 1
+    steps = result.diff(dim=-1).abs()
+    assert steps.max() < 0.2
+    assert result[..., 12].max() < 0.1 and result[..., 32].min() > 0.7
+
+
+def test_convolutions_agree_with_the_whole_up_to_the_borders_of_tiles() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1))
+    x = torch.randn(1, 4, 48, 48)
+    with torch.no_grad():
+        whole, parts = network(x), tiled(network, x, tile=24, overlap=16)
+    assert (parts - whole).abs().mean() < 0.03 * whole.abs().mean()
+    assert (parts - whole).abs().max() < 0.5 * whole.abs().max()
