@@ -4,13 +4,14 @@
     python benchmarks/degradations.py --realesrgan Real-ESRGAN --basicsr BasicSR
 
 The reference is `RealESRGANModel.feed_data`, unmodified, with the options of `train_realesrgan_x4plus.yml`; what it
-needs of other packages (OpenCV, torchvision) is replaced below. Its blur kernels are drawn beforehand and not timed, and
+needs of other packages (OpenCV, torchvision) is replaced below. Its blur kernels are drawn beforehand, not timed, and
 its queue, which makes it sharpen the targets twice, is left out; here everything is timed, from the keys to the
 low-resolution images.
 """
 
 import argparse
 import importlib.util
+import io
 import math
 import os
 import statistics
@@ -25,11 +26,17 @@ import numpy as np
 import skimage.data
 import torch
 import yaml
+from kornia.enhance import jpeg_codec_differentiable
+from PIL import Image
 from torch import Tensor
 
+from datamodules.degradations.bicubic import to_uint8
+from datamodules.degradations.jpeg import compress
+from datamodules.degradations.ragged import Images
 from datamodules.degradations.realesrgan import RealESRGAN
 
-PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+QUALITIES = (10, 30, 50, 75, 95)
+PHOTOS = ("astronaut", "coffee", "rocket")
 
 
 def photographs(count: int, size: int) -> Tensor:
@@ -153,6 +160,28 @@ def seconds(degrade: Callable[[int], Tensor], epoch: int) -> float:
     return time.perf_counter() - start
 
 
+def compare_jpeg(reference_jpeg: Callable[..., Tensor], hr: Tensor) -> None:
+    """Prints, for each implementation, its distance from libjpeg in grey levels and the time of one image."""
+
+    def libjpeg(quality: int) -> Tensor:
+        buffer = io.BytesIO()
+        Image.fromarray(to_uint8(hr[0]).permute(1, 2, 0).cpu().numpy()).save(buffer, "JPEG", quality=quality)
+        return torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1).to(hr) / 255
+
+    one = hr[:1]
+    coders: dict[str, Callable[[int], Tensor]] = {
+        "reference": lambda quality: reference_jpeg(one, quality=hr.new_tensor([float(quality)])),
+        "kornia": lambda quality: jpeg_codec_differentiable(one, hr.new_tensor([float(quality)])),
+        "ours": lambda quality: compress(Images.of(one), [{"quality": quality}]).pixels,
+    }
+    for name, coder in coders.items():
+        with torch.no_grad():
+            errors = [float((coder(q)[0] - libjpeg(q)).abs().mean() * 255) for q in QUALITIES]
+            best = min(seconds(lambda _: coder(50), 0) for _ in range(20))
+        told = ", ".join(f"{error:.2f} at {quality}" for quality, error in zip(QUALITIES, errors, strict=True))
+        print(f"JPEG {name:10s} {told}; {1000 * best:.1f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--realesrgan", type=Path, required=True, help="a checkout of xinntao/Real-ESRGAN")
@@ -176,6 +205,7 @@ def main() -> None:
         rate = arguments.batch * len(kept) / sum(kept)
         middle, best = arguments.batch / statistics.median(kept), arguments.batch / min(kept)
         print(f"{name:10s} {rate:7.1f} images/s in all, {middle:7.1f} in the median round, {best:7.1f} in the best")
+    compare_jpeg(sys.modules["basicsr.utils"].DiffJPEG(differentiable=False).to(hr.device), hr)
     print(f"ours / reference {sum(spent['reference'][2:]) / sum(spent['ours'][2:]):.1f}; load {os.getloadavg()[0]:.1f}")
 
 

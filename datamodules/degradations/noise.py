@@ -87,7 +87,7 @@ def add_poisson_noise(images: Images, operations: Sequence[Recipe]) -> Images:
 def grey_levels(images: Images) -> Tensor:
     """`[B]`: how many of the levels 0..255 occur in each image, rounded up to a power of two."""
     level = images.pixels.long()
-    if not images.alike:
+    if not images.alike or images.size != level.shape[-2:]:
         level = torch.where(images.inside(), level, level[..., :1, :1])
     used = level.new_zeros(len(level), 256).scatter_(1, level.flatten(1), 1)
     return torch.exp2(used.sum(1).float().log2().ceil())

@@ -51,16 +51,14 @@ class Images:
         for place, index in enumerate(indices):
             heights[index], widths[index] = part.heights[place], part.widths[place]
         pixels = self.pixels.new_zeros(len(heights), self.pixels.shape[1], max(heights), max(widths))
-        for chosen, source_pixels in ((range(len(heights)), self.pixels), (indices, part.pixels)):
-            h, w = min(max(heights), source_pixels.shape[-2]), min(max(widths), source_pixels.shape[-1])
-            pixels[torch.tensor(chosen, device=pixels.device), :, :h, :w] = source_pixels[..., :h, :w]
+        everywhere = torch.arange(len(heights), device=pixels.device)
+        for places, given in ((everywhere, self.pixels), (everywhere[list(indices)], part.pixels)):
+            corner = given[..., : max(heights), : max(widths)]
+            pixels[places, :, : corner.shape[-2], : corner.shape[-1]] = corner
         return Images(pixels, heights, widths)
 
     def padded(self, before: int, height: int, width: int, mode: Literal["reflect", "replicate"]) -> Tensor:
-        """`[B,C,height,width]`: each image from `(before, before)` on, its surroundings made from its own border.
-
-        Rows and columns that lie further outside than an image is long (reflect) hold its far border.
-        """
+        """`[B,C,height,width]`: each image from `(before, before)` on, its surroundings made from its own border."""
         if self.alike:
             h, w = self.size
             pads = (before, width - before - w, before, height - before - h)
