@@ -149,5 +149,5 @@ def check_same(name: str, stored: Mapping[str, Tensor], module: nn.Module) -> No
     if differing := sorted(stored.keys() ^ own.keys()):
         raise ValueError(f"{name}: {len(differing)} tensors are only in one of file and base, such as {differing[0]}")
     for key, value in stored.items():
-        if value.shape != own[key].shape or not torch.allclose(value.float(), own[key].float(), rtol=PRECISION, atol=1e-5):
+        if value.shape != own[key].shape or not torch.allclose(value.to(own[key]), own[key], rtol=PRECISION, atol=1e-5):
             raise ValueError(f"{name}: {key} in the file differs from the configured weights; it needs others")

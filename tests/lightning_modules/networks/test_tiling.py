@@ -1,5 +1,7 @@
 """Tiles of large states: coverage, agreement with the whole, no seams."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from lightning_modules.networks.tiling import starts, tiled, windows
 def test_tiles_cover_everything_and_overlap(length: int, tile: int, overlap: int) -> None:
     begins = starts(length, tile, overlap)
     assert begins[0] == 0 and begins[-1] + tile >= length
-    assert all(later - earlier <= tile - overlap for earlier, later in zip(begins, begins[1:], strict=False))
+    assert all(later - earlier <= tile - overlap for earlier, later in pairwise(begins))
     assert begins[-1] == max(length - tile, 0)
     covered = torch.zeros(length, 7)
     for window in windows(length, 7, tile, overlap):
