@@ -9,7 +9,7 @@ import yaml
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import CheckpointError
 from lightning_modules.cli import CONFIGS, configured_model
-from tests.test_configs import tiny_overlays
+from tests.tiny.experiments import tiny_overlays
 
 OVERLAYS = ["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"]  # the others belong to one process
 HOSTS = ["sr3", "srdiff", "resshift_pixel", "dossr_pixel", "edm", "relay_x4"]

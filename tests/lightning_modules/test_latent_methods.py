@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import VQModel
 from PIL import Image
 from torch import Tensor, nn
@@ -315,10 +316,12 @@ def test_the_gradient_of_lpips_passes_the_quantisation(tiny: Path) -> None:
     assert all(parameter.grad is None for parameter in space.parameters())
 
 
-def test_the_published_latent_configurations_describe_these_models(tiny: Path, tmp_path: Path) -> None:
-    for experiment in ("dossr_sd21", "resshift"):
-        flags = arguments(CONFIGS / f"{experiment}.yaml")[1::2]
-        overlay = tmp_path / f"{experiment}.yaml"
-        overlay.write_text(f"compose: {flags}\n")
-        model, _ = configured_model(overlay)
-        assert model.stride % 16 == 0 and isinstance(model.space, Latent)
+def test_tiles_and_yoda_are_overlays_on_the_experiment(tiny: Path, tmp_path: Path) -> None:
+    layers = [*arguments(CONFIGS / "dossr_sd21.yaml")[1::2]]
+    layers += [str(CONFIGS / name) for name in ("method/dossr_tiled.yaml", "region/yoda_sobel.yaml")]
+    (tmp_path / "composed.yaml").write_text(yaml.safe_dump({"compose": layers}))
+    model, _ = configured_model(tmp_path / "composed.yaml")
+    assert isinstance(model, DoSSRStableDiffusion) and isinstance(model.region, Yoda)
+    autoencoder = model.space.autoencoder.model
+    assert (model.network.tile, autoencoder.use_tiling, autoencoder.tile_latent_min_size) == (64, True, 64)
+    assert model.eval().super_resolve(make_batch()).isfinite().all()
