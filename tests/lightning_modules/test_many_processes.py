@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 
 from lightning_modules.cli import run
@@ -64,8 +65,10 @@ def test_the_sweep_runs_as_the_agent_would_start_it(tmp_path: Path, monkeypatch:
     sampled = list(product(*(sweep["parameters"][name]["values"] for name in names)))[-1]
     sampled_flags = [f"--{name}={value}" for name, value in zip(names, sampled, strict=True)]
     monkeypatch.chdir(tmp_path)
+    wandb.finish()  # a run that another test left open would take what is logged here
     configs = [*(flag for path in files for flag in ("--config", str(path))), *arguments(CONFIGS / "srdiff.yaml")[2:]]
     result = run(["fit", *configs, *sampled_flags])
+    wandb.finish()
     region = result.model.region
     assert result.trainer.global_step == 2
     assert (region.lower_bound, type(region.attention).__name__) == (sampled[0], sampled[1].rsplit(".", 1)[1])

@@ -9,7 +9,7 @@ import pytest
 from tests.parity.harness import Comparison, Fixture, checks, load, verdict
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
-FIXTURES = sorted(GOLDENS.rglob("*.safetensors"))
+FIXTURES = sorted(path.with_suffix(".safetensors") for path in GOLDENS.rglob("*.json"))
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
