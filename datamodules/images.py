@@ -59,8 +59,8 @@ def decode(source: bytes | Path, name: str) -> Pixels:
         if not content:
             raise ValueError("zero bytes")
         with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            return np.asarray(_rgb(ImageOps.exif_transpose(image), name))
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(_rgb(image, name))
     except _UNREADABLE as error:
         raise ImageError(f"{name}: {_reason(error)}") from error
 
@@ -73,6 +73,8 @@ def transparent(image: Image.Image) -> bool:
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed white; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):

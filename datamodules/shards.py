@@ -34,8 +34,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the headers of one tar say; `damage` is why reading them stopped before the end, or empty."""
+    """What the headers of the tar at `path` say; `damage` is why reading them stopped before the end, or empty."""
 
+    path: Path
     entries: list[Entry]
     damage: str = ""
 
@@ -53,8 +54,8 @@ def read_contents(path: Path) -> Contents:
                 if member.isreg():
                     _add(entries, member)
     except tarfile.TarError as error:
-        return Contents(list(entries.values()), f"truncated or not an uncompressed tar ({error})")
-    return Contents(list(entries.values()))
+        return Contents(path, list(entries.values()), f"truncated or not an uncompressed tar ({error})")
+    return Contents(path, list(entries.values()))
 
 
 def _add(entries: dict[str, Entry], member: tarfile.TarInfo) -> None:
@@ -133,12 +134,12 @@ class Shards(Source):
         """
         shard, number = self._place(index)
         try:
-            path, contents = self.local(shard), self.contents(shard)
+            contents = self.contents(shard)
             if number >= len(contents.entries):
                 raise BadSample(f"{self.describe(index)} is not there: {contents.damage or 'fewer than counted'}")
             entry = contents.entries[number]
             self._check(entry, shard)
-            return self._read(path, entry)
+            return self._read(contents.path, entry)
         except OSError as error:
             raise BadSample(f"{self.describe(index)}: {error}") from error
 
