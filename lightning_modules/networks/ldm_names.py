@@ -138,7 +138,8 @@ def dossr_parts(state: Mapping[str, Tensor]) -> dict[str, State]:
     """The parts of a published DoSSR checkpoint by name, each under its published keys without prefix.
 
     Raises:
-        ValueError: tensors belong to no part, or the encoder of the hint is another than the autoencoder's.
+        ValueError: tensors belong to no part, a part has none, or the encoder of the hint is another than the
+            autoencoder's.
     """
     parts: dict[str, State] = {name: {} for name in DOSSR.values()}
     unknown = []
@@ -150,6 +151,8 @@ def dossr_parts(state: Mapping[str, Tensor]) -> dict[str, State]:
             unknown.append(key)
     if unknown:
         raise ValueError(f"{len(unknown)} tensors are of no part of DoSSR, such as {sorted(unknown)[0]}")
+    if absent := [prefix for prefix, name in DOSSR.items() if not parts[name]]:
+        raise ValueError(f"is no complete DoSSR checkpoint: nothing in it begins with {', '.join(absent)}")
     for key, value in parts.pop("hint encoder").items():
         if key not in parts["vae"] or not torch.equal(value, parts["vae"][key]):
             raise ValueError(

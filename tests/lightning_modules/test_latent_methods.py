@@ -262,6 +262,11 @@ def surplus(state: State) -> None:
     state["discriminator.weight"] = torch.zeros(1)
 
 
+def without_controlnet(state: State) -> None:
+    for key in [key for key in state if key.startswith("control_model.")]:
+        del state[key]
+
+
 def incomplete(state: State) -> None:
     del state["control_model.zero_convs.0.0.bias"]
 
@@ -277,6 +282,7 @@ def incomplete(state: State) -> None:
         (scaled("preprocess_model.conv_body.weight"), r"restorer: trunk_conv\.weight"),
         (scaled("cond_encoder.encoder.conv_in.weight"), r"cond_encoder\.encoder\.conv_in\.weight differs"),
         (surplus, r"1 tensors are of no part of DoSSR, such as discriminator\.weight"),
+        (without_controlnet, r"no complete DoSSR checkpoint: nothing in it begins with control_model\."),
         (incomplete, r"missing network\.controlnet\.controlnet_down_blocks\.0\.bias"),
     ],
 )
