@@ -41,8 +41,8 @@ class SRDataModule(LightningDataModule, ABC):
         shuffle: window of the shuffle, in samples.
         seed: of order, patches and degradations.
         max_bad: share of the training samples that may be damaged before the run stops.
-        attention: folder of attention maps of the whole LR images, `<key without the set's name>.png`, which are cropped
-            and mirrored with the images (YODA); None leaves the map to the method.
+        attention: folder of attention maps of the whole LR images, `<key without the set's name>.png`, which are
+            cropped and mirrored with the images (YODA); None leaves the map to the method.
 
     Raises:
         ValueError: `crop` or `val_crop` is no multiple of `scale`, or the degradation has another scale.
