@@ -238,7 +238,12 @@ def run(arguments: Sequence[str]) -> CLI:
 
 def quieten() -> None:
     """Drops messages of libraries that no user of this command can act upon."""
-    for message in ("`isinstance(treespec", "Precision bf16-mixed is not supported by the model summary"):
+    for message in (
+        "`isinstance(treespec",
+        "Precision bf16-mixed is not supported by the model summary",
+        "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+        "Couldn't infer the batch indices",
+    ):
         warnings.filterwarnings("ignore", message=re.escape(message))
     tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     tips.addFilter(lambda record: "Tip:" not in record.getMessage())

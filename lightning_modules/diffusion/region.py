@@ -60,7 +60,9 @@ class Yoda(Region):
     ) -> None:
         super().__init__()
         if not 0 < lower_bound <= 1:
-            raise ValueError(f"lower_bound must lie in (0, 1], or pixels without attention never diffuse: {lower_bound}")
+            raise ValueError(
+                f"lower_bound {lower_bound} is outside (0, 1]; at 0, pixels without attention never diffuse"
+            )
         self.attention = attention
         self.lower_bound, self.mask_norm, self.input_mode, self.lr_noise = lower_bound, mask_norm, input_mode, lr_noise
 
