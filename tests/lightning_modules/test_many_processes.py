@@ -65,7 +65,7 @@ def test_the_sweep_runs_as_the_agent_would_start_it(tmp_path: Path, monkeypatch:
     sampled = list(product(*(sweep["parameters"][name]["values"] for name in names)))[-1]
     sampled_flags = [f"--{name}={value}" for name, value in zip(names, sampled, strict=True)]
     monkeypatch.chdir(tmp_path)
-    wandb.finish()  # a run that another test left open would take what is logged here
+    wandb.teardown()  # the service of another test would write below the folder that it was started in
     configs = [*(flag for path in files for flag in ("--config", str(path))), *arguments(CONFIGS / "srdiff.yaml")[2:]]
     result = run(["fit", *configs, *sampled_flags])
     wandb.finish()
