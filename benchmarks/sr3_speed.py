@@ -108,7 +108,7 @@ def own_sampling_of(model: SR3, batch: Batch, bfloat16: bool) -> Run:
     return evaluating
 
 
-def measured(batch: Batch, arguments: argparse.Namespace) -> list[str]:
+def measured(batch: Batch, arguments: argparse.Namespace, speed: float) -> list[str]:
     """Both tables; the public trainer and ours take turns, and count the same operations."""
     trainer = public_trainer(arguments.checkout)
     trainer.set_new_noise_schedule(SCHEDULE, schedule_phase="train")
@@ -126,7 +126,7 @@ def measured(batch: Batch, arguments: argparse.Namespace) -> list[str]:
     lines = []
     for title, runs in (("Training step", training), (f"Sampling, {SAMPLING_STEPS} steps", sampling)):
         work = dict.fromkeys(runs, operations(runs["public"]))
-        lines += table(f"{title}, {IMAGES} images of {HIGH}x{HIGH}", alternate(runs, arguments.rounds), work)
+        lines += table(f"{title}, {IMAGES} images of {HIGH}x{HIGH}", alternate(runs, arguments.rounds), work, speed)
     return lines
 
 
@@ -136,7 +136,7 @@ def report(arguments: argparse.Namespace) -> str:
     rates = " and ".join(f"{speed:.0f} 10^9/s in {name}" for name, speed in speeds.items())
     machine = f"{processor()}; torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds"
     lines = ["# SR3 against its public code", "", f"{machine}. Its matrix product reaches {rates}.", ""]
-    return "\n".join([*lines, *measured(noise_batch(), arguments)])
+    return "\n".join([*lines, *measured(noise_batch(), arguments, speeds["bfloat16"])])
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two steps on two processes, of SRDiff + YODA."""
     folder = tmp_path_factory.mktemp("two")
     recorder = {"class_path": RECORDER, "init_args": {"folder": str(folder / "seen")}}
-    overlay = {"trainer": {"devices": 2, "strategy": "ddp", "callbacks+": [recorder]}}
+    strategy = yaml.safe_load((CONFIGS / "hardware" / "ddp8.yaml").read_text())["trainer"]["strategy"]
+    overlay = {"trainer": {"devices": 2, "strategy": strategy, "callbacks+": [recorder]}}
     (folder / "two.yaml").write_text(yaml.safe_dump(overlay))
     experiment = arguments(CONFIGS / "srdiff_yoda.yaml")
     script = Path(sys.executable).with_name("lightning")
