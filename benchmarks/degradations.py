@@ -118,7 +118,7 @@ def reference_kernels(degradations: ModuleType, options: dict[str, Any], count: 
     return {name: torch.stack([one() for _ in range(count)]) for name, one in draws.items()}
 
 
-def reference(realesrgan: Path, basicsr: Path, hr: Tensor) -> Callable[[int], Tensor]:
+def reference(realesrgan: Path, basicsr: Path, hr: Tensor, sharpen: bool) -> Callable[[int], Tensor]:
     """A function that degrades `hr` by the reference."""
     module, degradations = reference_modules(realesrgan, basicsr)
     options = yaml.safe_load((realesrgan / "options/train_realesrgan_x4plus.yml").read_text())
@@ -131,7 +131,7 @@ def reference(realesrgan: Path, basicsr: Path, hr: Tensor) -> Callable[[int], Te
     kernels = [reference_kernels(degradations, options["datasets"]["train"], len(hr)) for _ in range(16)]
 
     def degrade(epoch: int) -> Tensor:
-        sharp = sharpener(hr)
+        sharp = sharpener(hr) if sharpen else hr
         model.usm_sharpener = lambda gt: sharp
         model.feed_data({"gt": hr, **kernels[epoch % len(kernels)]})
         return model.lq
@@ -139,9 +139,9 @@ def reference(realesrgan: Path, basicsr: Path, hr: Tensor) -> Callable[[int], Te
     return degrade
 
 
-def ours(hr: Tensor) -> Callable[[int], Tensor]:
+def ours(hr: Tensor, sharpen: bool) -> Callable[[int], Tensor]:
     """A function that degrades `hr` by this repository."""
-    degradation = RealESRGAN()
+    degradation = RealESRGAN(gt_usm=sharpen)
     keys = [f"image/{i}" for i in range(len(hr))]
 
     def degrade(epoch: int) -> Tensor:
@@ -191,10 +191,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--unsharpened", action="store_true", help="leave the sharpening of targets out")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     hr = photographs(arguments.batch, arguments.size).to(arguments.device)
-    contenders = {"reference": reference(arguments.realesrgan, arguments.basicsr, hr), "ours": ours(hr)}
+    sharpen = not arguments.unsharpened
+    contenders = {
+        "reference": reference(arguments.realesrgan, arguments.basicsr, hr, sharpen),
+        "ours": ours(hr, sharpen),
+    }
     spent: dict[str, list[float]] = {name: [] for name in contenders}
     print(f"load {os.getloadavg()[0]:.1f}, {arguments.threads} threads, {arguments.batch} x {arguments.size} -> x4")
     for epoch in range(arguments.rounds + 2):

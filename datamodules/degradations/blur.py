@@ -59,13 +59,18 @@ def smooth(number: int) -> bool:
     return number == 1
 
 
+@lru_cache(maxsize=1)
+def unsharp_taps() -> Tensor:
+    """The blur of unsharp masking, `[1,51,51]`."""
+    return kernels([{"kernel": "iso", "size": USM_SIZE, "sigma_x": USM_SIGMA}])
+
+
 def unsharp_mask(images: Tensor, *, weight: float = 0.5, threshold: float = 10.0) -> Tensor:
     """Sharpens `[B,3,H,W]` in [0,1] where it differs from its blur by more than `threshold` grey levels.
 
     The sharpening of Real-ESRGAN's targets (arXiv:2107.10833): the blur is a Gaussian of 51 taps.
     """
-    taps = kernels([{"kernel": "iso", "size": USM_SIZE, "sigma_x": USM_SIGMA}]).to(images.device)
+    taps = unsharp_taps().to(images.device)
     detail = images - convolve(Images.of(images), taps).pixels
-    edges = convolve(Images.of((detail.abs() * 255 > threshold).to(images.dtype)), taps).pixels
-    sharp = (images + weight * detail).clamp(0, 1)
-    return edges * sharp + (1 - edges) * images
+    edges = convolve(Images.of((detail.abs() > threshold / 255).to(images.dtype)), taps).pixels
+    return images.lerp(torch.add(images, detail, alpha=weight).clamp_(0, 1), edges)

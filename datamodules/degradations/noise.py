@@ -99,14 +99,15 @@ def poisson(rate: Tensor, normal: Tensor) -> Tensor:
     It is the count at the normal number's own quantile: by the expansion in 1/sqrt(rate) of Giles ("Algorithm 955", ACM
     TOMS 42(1), 2016), off by one with a probability below 5e-4, and below SMALL_RATE by summing probabilities.
     """
-    root = rate.clamp(min=SMALL_RATE).sqrt()
-    w = normal
-    square = w * w
-    count = rate + root * w + (1 / 3 + square / 6) - w * (2 + square) / (72 * root)
-    count = (count + (square * square / 270 + square * (7 / 810) - 8 / 405) / (root * root)).floor_().clamp_(min=0)
-    small = rate < SMALL_RATE
-    if small.any():
-        count[small] = small_poisson(rate[small], 0.5 * torch.erfc(w[small] * -math.sqrt(0.5)))
+    root = rate.clamp(min=SMALL_RATE).sqrt_()
+    square = normal * normal
+    count = torch.addcmul(rate, root, normal).add_(square, alpha=1 / 6).add_(1 / 3)
+    count.sub_((square + 2).mul_(normal).div_(root), alpha=1 / 72)
+    count.add_((square / 270).add_(7 / 810).mul_(square).sub_(8 / 405).div_(root).div_(root))
+    count.floor_().clamp_(min=0)
+    small = (rate < SMALL_RATE).nonzero(as_tuple=True)
+    if len(small[0]) > 0:
+        count[small] = small_poisson(rate[small], 0.5 * torch.erfc(normal[small] * -math.sqrt(0.5)))
     return count
 
 
