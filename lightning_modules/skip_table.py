@@ -1,14 +1,49 @@
-"""The comparison that a skip policy has to win: against everything, nothing, chance, and every fixed choice."""
+"""What a skip policy does, and what it has to win against: everything, nothing, chance, and every fixed choice."""
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch.strategies import Strategy
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, distributed
+
+from lightning_modules.diffusion.skip_sampler import PolicyDecider, SkipSampler
 
 POLICY, STATIC = "policy", "best static subset"
+Item = TypeVar("Item")
+
+
+def from_all_processes(item: Item) -> list[Item]:
+    """`item` of each process of the run."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [item]
+    items: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(items, item)
+    return items
+
+
+class Decisions:
+    """What a policy decided on the images of one validation."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[Tensor, Tensor]] = []  # what ran, and the entropy, [K,B]
+
+    def note(self, decider: PolicyDecider) -> None:
+        """Adds the decider's last run."""
+        self.noted.append((torch.stack(decider.ran).cpu(), decider.judgement().entropy.cpu()))
+
+    def summary(self, plan: SkipSampler) -> dict[str, Tensor]:
+        """Mean and histogram of evaluations, run rates, entropy, over all processes; forgets what was noted."""
+        noted = [note for notes in from_all_processes(self.noted) for note in notes]
+        self.noted = []
+        ran, entropy = (torch.cat(parts, dim=1) for parts in zip(*noted, strict=True))
+        evaluations = plan.coarse_steps - 1 + ran.sum(dim=0)
+        found = {"evaluations": evaluations.float().mean(), "entropy": entropy[:-1].mean()}
+        for count in range(plan.coarse_steps, plan.coarse_steps + plan.decisions):
+            found[f"evaluations_{count}"] = (evaluations == count).float().mean()
+        rates = ran[:-1].float().mean(dim=1)
+        return {**found, **{f"run_rate/{k}": rate for k, rate in enumerate(rates)}}
 
 
 class SkipTable:
@@ -40,16 +75,18 @@ class SkipTable:
 
     def _add(self, sums: dict[str, Tensor], name: str, measured: dict[str, Tensor]) -> None:
         self.columns = list(measured)
-        total = torch.stack([value.double().sum() for value in measured.values()])
+        total = torch.stack([value.double().sum() for value in measured.values()]).cpu()
         sums[name] = sums[name] + total if name in sums else total
 
-    def reduce(self, strategy: Strategy) -> None:
-        """Adds up what the processes of a run have seen."""
-        for sums in (self.sums, self.subsets):
-            for name in sorted(sums):
-                sums[name] = strategy.reduce(sums[name], reduce_op="sum")
-        count = strategy.reduce(torch.tensor(float(self.images), device=strategy.root_device), reduce_op="sum")
-        self.images = int(count)
+    def gather(self) -> None:
+        """Adds what the other processes of a run have seen, some of which may have seen nothing."""
+        seen = from_all_processes((self.images, self.columns, self.sums, self.subsets))
+        self.reset()
+        for images, columns, sums, subsets in seen:
+            self.images += images
+            self.columns = columns or self.columns
+            for own, theirs in ((self.sums, sums), (self.subsets, subsets)):
+                own.update({name: total + own.get(name, 0) for name, total in theirs.items()})
 
     def best_subset(self) -> str:
         """The fixed subset of the highest reward: a 1 for each step that runs, in order."""
@@ -82,4 +119,4 @@ class SkipTable:
             table.add_row(name, *(f"{value:.4f}" for value in row.values()))
         console = Console()
         console.print(table)
-        console.print(self.verdict())
+        console.print(self.verdict(), markup=False, highlight=False)

@@ -18,7 +18,7 @@ from lightning_modules.diffusion.skip_sampler import PolicyDecider, Skip, SkipSa
 from lightning_modules.metrics.reward import Reward
 from lightning_modules.networks.skip_policy import SkipPolicy
 from lightning_modules.skip_rollouts import Episodes, Rollouts
-from lightning_modules.skip_table import SkipTable
+from lightning_modules.skip_table import Decisions, SkipTable
 
 SETTLING = 10  # iterations over which the natural scale of the advantage is measured
 
@@ -49,7 +49,8 @@ class SkipDiff(SuperResolver):
         gradient_clip: Largest norm of the gradient; None for no limit.
         count_forced: Let the forced last decision enter the loss, as released.
         advantage_floor: Least divisor of the advantage, as a share of its deviation in the first ten iterations.
-        table_images: Test images on which skipping is compared with its alternatives, every fixed subset included.
+        table_images: Test images of each process on which skipping is compared with its alternatives, every fixed
+            subset included; 0 for none.
         optimizer: From the policy's parameters to an optimizer.
 
     Raises:
@@ -95,6 +96,7 @@ class SkipDiff(SuperResolver):
         self.register_buffer("advantage_scale", torch.zeros(2))  # sum over the first iterations, and their number
         self.rollouts = Rollouts(self.base, self.plan, reward)
         self.table = SkipTable()
+        self.decisions = Decisions()
 
     # What every method does.
 
@@ -141,6 +143,11 @@ class SkipDiff(SuperResolver):
                 "the sampler lightning_modules.policy_sampler.PolicySampler"
             )
         return super().load_state_dict(state_dict, strict, assign)
+
+    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A policy's state dict in the released names (`state_encoder.*`, `gru.*`, ...), for the configured base."""
+        own = {name: value for name, value in self.named_buffers() if "." not in name}
+        return {**own, **{f"policy.{key}": value for key, value in state.items()}}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The configured optimizer over the policy."""
@@ -211,12 +218,16 @@ class SkipDiff(SuperResolver):
     # Validation and test.
 
     def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Notes what the policy decided."""
+        self.decisions.note(self.greedy)
+
+    def on_validation_epoch_end(self) -> None:
         """Logs what the policy decided."""
         self._log_decisions("val")
 
     def on_test_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Logs what the policy decided, and compares its images with those of other ways to skip."""
-        self._log_decisions("test")
+        """Notes what the policy decided, and compares its images with those of other ways to skip."""
+        self.decisions.note(self.greedy)
         if self.table.images < self.table_images:
             self.rollouts.compare(batch, self.greedy, outputs["sr"], self.table)
 
@@ -225,23 +236,19 @@ class SkipDiff(SuperResolver):
         self.table.reset()
 
     def on_test_epoch_end(self) -> None:
-        """Prints and logs the table."""
-        self.table.reduce(self.trainer.strategy)
+        """Logs what the policy decided; prints and logs the table."""
+        self._log_decisions("test")
+        self.table.gather()
+        if not self.table.images:
+            return
         for name, row in self.table.rows().items():
-            self.log(f"test/reward/{name}", row["reward"], rank_zero_only=True)
+            self.log(f"test/reward/{name}", row["reward"], sync_dist=True)
         if self.trainer.is_global_zero:
             self.table.print()
 
     def _log_decisions(self, stage: str) -> None:
-        ran, evaluations = torch.stack(self.greedy.ran), self.plan.evaluations(self.greedy)
-        judged = self.greedy.judgement()
-        shares = {"evaluations": evaluations.float().mean(), "entropy": judged.entropy[:-1].mean()}
-        for count in range(self.plan.coarse_steps, self.plan.coarse_steps + self.plan.decisions):
-            shares[f"evaluations_{count}"] = (evaluations == count).float().mean()
-        for k, rate in enumerate(ran[:-1].float().mean(dim=1)):
-            shares[f"run_rate/{k}"] = rate
-        for name, value in shares.items():
-            self.log(f"{stage}/{name}", value, batch_size=ran.shape[1], on_epoch=True, sync_dist=True)
+        for name, value in self.decisions.summary(self.plan).items():
+            self.log(f"{stage}/{name}", value, sync_dist=True)
 
 
 def frozen_base(path: str) -> DiffusionModule:

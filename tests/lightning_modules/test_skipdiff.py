@@ -14,7 +14,7 @@ from torchmetrics import MeanAbsoluteError
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import CheckpointError, load_method, write_checkpoint
+from lightning_modules.checkpoint import CheckpointError, import_published, load_method, write_checkpoint
 from lightning_modules.diffusion.parameterization import Clean
 from lightning_modules.diffusion.ppo import Objective
 from lightning_modules.diffusion.process import Process
@@ -121,7 +121,9 @@ def adam(parameters: Any) -> torch.optim.Adam:
 
 
 def skipdiff(checkpoint: str, **changes: Any) -> SkipDiff:
+    # With the released entropy weight of 0.01, one in four runs settles before it has tried enough.
     arguments: dict[str, Any] = {"policy": small_policy(), "reward": error_reward(), "optimizer": adam, "skip": "keep"}
+    arguments["objective"] = Objective(entropy_weight=0.03)
     return SkipDiff(checkpoint, **{**arguments, **changes})
 
 
@@ -165,15 +167,11 @@ def test_learns_which_steps_to_run(base: Any, tmp_path: Path) -> None:
     assert torch.equal(torch.stack(model.greedy.ran)[:-1], torch.tensor(RULE).bool()[:, None].expand(-1, IMAGES))
 
 
-# Seed 2 settles for steps that are right for one of the two kinds of images.
-SETTLES = pytest.param(2, marks=pytest.mark.xfail(reason="reaches about 0.8 of the optimum", raises=AssertionError))
-
-
-@pytest.mark.parametrize("seed", [0, 1, SETTLES])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_learns_which_steps_to_run_for_which_image(base: Any, seed: int, tmp_path: Path) -> None:
     seed_everything(seed)
     model = skipdiff(base("both"))
-    train(model, "both", 60, tmp_path)
+    train(model, "both", 100, tmp_path)
     assert greedy_reward(model, "both") >= 0.99
 
 
@@ -322,6 +320,18 @@ def test_another_base_is_refused(trained: tuple[SkipDiff, str], base: Any, tmp_p
     assert bytes(model.base_fingerprint.tolist()) == digest.digest()
 
 
+def test_a_policy_in_the_released_names_is_imported(base: Any, tmp_path: Path) -> None:
+    released = SkipPolicy(channels=(4, 4), kernels=(5, 3), resize=16, hidden=None, norm="batch", decisions=None)
+    torch.save(released.state_dict(), tmp_path / "policy.pth")
+    model = skipdiff(base("image"), policy=small_policy(hidden=None, norm="batch", decisions=None))
+    import_published(model, tmp_path / "policy.pth")
+    for key, value in released.state_dict().items():
+        assert torch.equal(model.policy.state_dict()[key], value)
+    other = skipdiff(base("image"), policy=small_policy())
+    with pytest.raises(CheckpointError, match=r"policy.pth: the weights do not fit SkipDiff"):
+        import_published(other, tmp_path / "policy.pth")
+
+
 def test_a_base_without_such_levels_is_refused(base: Any) -> None:
     with pytest.raises(ValueError, match=r"fine_steps must be a multiple"):
         skipdiff(base("image"), fine_steps=95)
@@ -349,15 +359,13 @@ def test_the_comparison_shows_every_way_to_skip(trained: tuple[SkipDiff, str], c
     assert set(rows) == {"policy", "all-run", "all-skip", "random", "best static subset"}
     assert (rows["all-run"]["evaluations"], rows["all-skip"]["evaluations"]) == (19, 10)
     assert rows["random"]["evaluations"] == pytest.approx(rows["policy"]["evaluations"], abs=1)
-    # No fixed subset pleases images of both kinds; the table found the one that is best on average.
-    expected = {}
-    for name in model.table.subsets:
+    rewards = {name: float(sums[0]) for name, sums in model.table.subsets.items()}
+    assert len(rewards) == 512 and model.table.best_subset() == max(rewards, key=rewards.__getitem__)
+    for name in list(rewards)[::40]:
         branches = SkipBranches({"it": Pattern([run == "1" for run in name])}, model.plan)
         model.base.super_resolve(batch, branches)
         measured = model.reward.measure(branches.states["it"], batch["hr"])
-        expected[name] = float(model.reward.quality(measured).mean())
-    assert len(expected) == 512
-    assert expected[model.table.best_subset()] == pytest.approx(max(expected.values()))
+        assert rewards[name] == pytest.approx(float(model.reward.quality(measured).sum()), abs=1e-5)
     printed = capsys.readouterr().out
     assert "best static subset" in printed and "4 images" in printed
     logged = trainer.callback_metrics
