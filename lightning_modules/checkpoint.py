@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path) or path.open("rb").read(1) == b"\x80":  # a pickle, new or old form
+        if zipfile.is_zipfile(path) or _first_byte(path) == b"\x80":  # a pickle, new or old form
             raise CheckpointError(
                 f"{path}: holds Python objects beside tensors and plain values, and is not loaded because unpickling "
                 "them could execute code. Where that can do no harm, in a container without network and without your "
@@ -56,6 +57,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         return dict(load_file(path))
     except SafetensorError as error:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({_first(error)})") from error
+
+
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1)
 
 
 def _first(error: Exception) -> str:
@@ -98,7 +104,9 @@ def build(config: Mapping[str, Any], source: str | Path) -> SuperResolver:
     parser.add_subclass_arguments(SuperResolver, "model")
     try:
         parsed = parser.parse_object({"model": dict(config)})
-        model: SuperResolver = parser.instantiate_classes(parsed).model
+        with warnings.catch_warnings():  # of modules among the hyper-parameters: what is rebuilt stores none
+            warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")
+            model: SuperResolver = parser.instantiate_classes(parsed).model
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         reason = _first(said_by_constructor(error))
         raise CheckpointError(f"{source}: describes a model that cannot be built here: {reason}") from error
@@ -188,7 +196,7 @@ def rename_prefixes(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) ->
 
 def main() -> None:
     """`python -m lightning_modules.checkpoint FILE --config configs/x.yaml --out x.ckpt`: converts a published file."""
-    from lightning_modules.cli import configured_model  # the command line needs this module, too
+    from lightning_modules.cli import ConfigError, configured_model  # the command line needs this module, too
 
     parser = argparse.ArgumentParser(description="Converts weights that a paper published into a checkpoint.")
     parser.add_argument("file", help="the published .pth, .ckpt or .safetensors file")
@@ -198,7 +206,7 @@ def main() -> None:
     try:
         model, config = configured_model(arguments.config)
         import_published(model, arguments.file)
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         parser.exit(1, f"error: {error}\n")
     write_checkpoint(model, config, arguments.out)
     print(f"{arguments.out}: {sum(value.numel() for value in model.state_dict().values()):,} numbers")

@@ -6,6 +6,7 @@ import re
 import sys
 import tempfile
 import warnings
+from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -84,6 +85,22 @@ class CLI(LightningCLI):
         config.compose = []
         sys.argv[1:] = self.typed
         check_scale(config)
+
+    def before_test(self) -> None:
+        """Refuses a model that nobody trained, whose results would look like any other's.
+
+        Raises:
+            CheckpointError: there is no checkpoint, and the model has weights that only one could hold.
+        """
+        subcommand = self.config.subcommand
+        untrained = any(parameter.requires_grad for parameter in self.model.parameters())
+        if untrained and self.config[subcommand].ckpt_path is None:
+            raise CheckpointError(
+                f"{type(self.model).__name__} has only its initial weights to {subcommand} with: give a checkpoint as "
+                "--ckpt_path (one of published weights: python -m lightning_modules.checkpoint --help)"
+            )
+
+    before_validate = before_predict = before_test
 
     def after_predict(self) -> None:
         """Names the images that could not be enlarged; the others are written."""
@@ -201,16 +218,25 @@ def _write(path: Path, config: Mapping[str, Any]) -> Path:
 
 
 def configured_model(path: str | Path) -> tuple[SuperResolver, dict[str, Any]]:
-    """The model that a config file describes, with fresh weights, and the resolved config itself."""
+    """The model that a config file describes, with fresh weights, and the resolved config itself.
+
+    Raises:
+        ConfigError: a file cannot be read or composed, or has a key that is unknown or a value that does not fit.
+        CheckpointError: the model cannot be built.
+    """
     parser = ArgumentParser(parser_mode=PARSER_MODE, exit_on_error=False)
     parser.add_argument("--config", action="config")
-    parser.add_argument("--compose", type=list[str])
-    parser.add_argument("--trainer", type=dict[str, Any])
-    parser.add_argument("--seed_everything", type=int)
+    for passed_over in ("compose", "experiment", "seed_everything", "trainer", "ckpt_path", "weights_only"):
+        parser.add_argument(f"--{passed_over}", type=Any)
     parser.add_subclass_arguments(SuperResolver, "model")
     parser.add_subclass_arguments(LightningDataModule, "data")
     flags = [flag for layer in layers(Path(path)) for flag in ("--config", str(layer))]
-    config = parser.parse_args(flags).as_dict()
+    try:
+        config = parser.parse_args(flags).as_dict()
+    except ArgumentError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if config["model"] is None:
+        raise ConfigError(f"{path}: describes no model; give an experiment, such as configs/srdiff.yaml")
     # Parsing it once more would turn the dictionaries inside of its lists into objects.
     return build(deepcopy(config["model"]), path), config
 
