@@ -38,11 +38,11 @@ WRITER = "callbacks.prediction_writer.PredictionWriter"
 HELP = """lightning: diffusion super-resolution experiments
 
   train       lightning fit --config configs/quickstart.yaml      on photographs that are already here
-              lightning fit --config configs/srdiff_yoda.yaml     the paper's recipe, on DIV2K
+              lightning fit --config configs/srdiff_yoda.yaml     the paper's recipe, on DIV2K; first configs/rrdb.yaml
   enlarge     lightning predict --ckpt_path RUN/checkpoints/last.ckpt --input PHOTOS --output FOLDER
   score       lightning test --ckpt_path RUN/checkpoints/last.ckpt --config configs/data/set5.yaml
 
-  change one thing   lightning fit --config configs/srdiff.yaml --config configs/region/yoda.yaml \\
+  change one thing   lightning fit --config configs/sr3.yaml --config configs/region/yoda.yaml \\
                          --model.init_args.region.init_args.lower_bound 0.2
   see what it is     lightning fit --config configs/srdiff.yaml --print_config
   every option       lightning fit --help

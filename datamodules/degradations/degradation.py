@@ -19,7 +19,8 @@ class Degradation(ABC):
     knows no keys. Neither the batch an image travels in, nor the rank, nor the worker matters. A validation set passes
     the same epoch each time and so gets low-resolution images that are a function of the key alone.
 
-    A data module calls `hr = degradation.target(hr)` and then `lr = degradation(hr, keys=..., epoch=..., seed=...)`.
+    First comes `hr = degradation.target(hr)`, then `lr = degradation(hr, keys=..., epoch=..., seed=...)`; the data
+    module takes the latter's two steps itself, since a training batch can span two epochs.
 
     Attributes:
         scale: how many times smaller the low-resolution image is, per side.
