@@ -48,10 +48,6 @@ class EvaluationCallback(Callback, ABC, Generic[Value]):
         """Forgets what an interrupted validation left."""
         self.kept = {}
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As for validation."""
-        self.kept = {}
-
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -64,17 +60,8 @@ class EvaluationCallback(Callback, ABC, Generic[Value]):
         """Collects."""
         self.collect(outputs, batch)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collects."""
-        self.collect(outputs, batch)
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Concludes."""
