@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from datamodules.batch import Batch, make_batch, signed
 from datamodules.crops import CenterCrop, RandomCrop
-from datamodules.degradations.bicubic import Bicubic
+from datamodules.degradations.bicubic import Bicubic, from_uint8
 from datamodules.degradations.degradation import Degradation
 from datamodules.degradations.enlarge import Enlargement
 from datamodules.loader import Loader
@@ -163,11 +163,11 @@ class SRDataModule(LightningDataModule, ABC):
         """Degrades on the device: uint8 HR, or HR and LR, become a `Batch`. A batch that is one already stays."""
         if "draw" not in batch:
             return batch
-        hr = self.degradation.target(unit(batch["hr"]))
-        lr = unit(batch["lr"]) if "lr" in batch else self._degrade(hr, batch["key"], batch["draw"])
+        hr = self.degradation.target(from_uint8(batch["hr"]))
+        lr = from_uint8(batch["lr"]) if "lr" in batch else self._degrade(hr, batch["key"], batch["draw"])
         assembled = self.assemble(lr, batch["key"], hr)
         if "attention" in batch:
-            grey = unit(batch["attention"][:, :1])
+            grey = from_uint8(batch["attention"][:, :1])
             assembled["attention"] = interpolate(grey, size=hr.shape[-2:], mode="bilinear", align_corners=False)
         return assembled
 
@@ -182,8 +182,3 @@ class SRDataModule(LightningDataModule, ABC):
         self.degradation.check_size(*hr.shape[-2:], key=keys[0])
         drawn = zip(keys, draws, strict=True)
         return self.degradation.apply(hr, [self.degradation.recipe(k, epoch=e, seed=self.seed) for k, e in drawn])
-
-
-def unit(image: Tensor) -> Tensor:
-    """0..255 to [0,1] float32."""
-    return image.float() / 255

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import SRDataModule, unit
+from datamodules.base import SRDataModule
 from datamodules.batch import Batch
+from datamodules.degradations.bicubic import from_uint8
 from datamodules.images import ImageError, decode, find_images
 from datamodules.sources import Files, Source, unique_stems
 from datamodules.streams import stack
 
 _log = logging.getLogger(__name__)
+_PURPOSE = {"train": "train on", "val": "validate on", "test": "test on", "predict": "enlarge"}
 
 
 class Folder(SRDataModule):
@@ -67,10 +69,7 @@ class Folder(SRDataModule):
         """An image to enlarge becomes a batch without `hr`; others see `SRDataModule`."""
         if "predict" not in batch:
             return super().on_after_batch_transfer(batch, dataloader_idx)
-        return self.assemble(unit(batch["predict"]), batch["key"])
-
-
-_PURPOSE = {"train": "train on", "val": "validate on", "test": "test on", "predict": "enlarge"}
+        return self.assemble(from_uint8(batch["predict"]), batch["key"])
 
 
 class Readable:
