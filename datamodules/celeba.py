@@ -33,7 +33,7 @@ class CelebA(Packed):
         super().__init__(root, "celeba-train", "celeba-val", "celeba-test", scale=scale, crop=_SIDE, **options)
 
 
-def prepare(raw: str, out: str = "data/celeba", partial: bool = False, workers: int = os.cpu_count() or 1) -> None:
+def prepare(raw: str, out: str, partial: bool = False, workers: int = os.cpu_count() or 1) -> None:
     """Packs CelebA's aligned faces.
 
     Args:

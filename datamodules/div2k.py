@@ -108,7 +108,7 @@ def _lr_archive(name: str, split: str, scale: int) -> Archive:
 
 def prepare(
     raw: str,
-    out: str = "data/div2k",
+    out: str,
     flickr2k: bool = False,
     crop: int | None = 480,
     step: int | None = 240,

@@ -119,7 +119,7 @@ def _about_shards(source: Shards, processes: int) -> Iterator[Remark]:
 def _about_images(findings: Sequence[Findings], crop: int) -> Iterator[Remark]:
     small = [finding.key for finding in findings if min(finding.size) < crop]
     if small:
-        yield Remark(True, f"{_some(small)} below the crop of {crop}: lower `crop`, or pack with --leave_out")
+        yield Remark(True, f"{_some(small)} below the crop of {crop}: lower `crop`, or pack with --leave_out true")
     for mode, count in Counter(finding.mode for finding in findings).items():
         if mode != "RGB":
             yield Remark("transparency" in mode, f"{count} images are {mode}: they are read as 8-bit RGB on white")

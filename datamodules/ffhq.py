@@ -1,4 +1,4 @@
-"""Faces at fixed sizes, FFHQ to train on and CelebA-HQ to test on: `python -m datamodules.ffhq FOLDER` packs either."""
+"""Faces at fixed sizes, FFHQ to train on, CelebA-HQ to test on: `python -m datamodules.ffhq FACES OUT` packs either."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ class Faces(Packed):
         options: those of `SRDataModule`.
     """
 
-    prepare = "python -m datamodules.ffhq FOLDER_OF_FACES {root} --size SIZE --scale SCALE"
+    prepare = "python -m datamodules.ffhq FACES {root} --size SIZE --scale SCALE"
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ def set_name(name: str, size: int, scale: int) -> str:
 
 def prepare(
     folder: str,
-    out: str = "data/faces",
+    out: str,
     name: Literal["ffhq", "celebahq"] = "ffhq",
     size: int = 128,
     scale: int = 8,

@@ -58,7 +58,7 @@ def plan(
             problems.append(str(error))
     if problems and not leave_out:
         raise PackError(
-            f"{len(problems)} of {len(hr)} cannot be packed (--leave_out goes on without): {_listing(problems)}"
+            f"{len(problems)} of {len(hr)} cannot be packed (--leave_out true goes on without): {_listing(problems)}"
         )
     for problem in problems:
         logging.getLogger(__name__).warning("%s; left out", problem)

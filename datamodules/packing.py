@@ -127,7 +127,7 @@ def _claim(out: Path, packing: Packing, fingerprint: str, overwrite: bool) -> No
         if stale and not overwrite:
             raise PackError(
                 f"{out}: holds {packing.prefix} packed from other files or with other settings; "
-                "give another folder, or --overwrite"
+                "give another folder, delete those shards, or pack with --overwrite true"
             )
     for path in stale:
         path.unlink()
@@ -194,7 +194,7 @@ def _members(piece: Piece, leave_out: bool) -> Iterator[dict[str, Any]]:
             sample[f"lr.{suffix}"] = content
     except ImageError as error:
         if not leave_out:
-            raise PackError(f"{error}; repair it, take it out, or --leave_out") from error
+            raise PackError(f"{error}; repair it, take it out, or pack with --leave_out true") from error
         _log.warning("%s; left out", error)
         return
     note = {"source": piece.hr.path.name, "box": piece.hr.box}

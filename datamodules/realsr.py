@@ -55,7 +55,7 @@ class DRealSR(RealSR):
 
 def prepare(
     raw: str,
-    out: str = "data/realsr",
+    out: str,
     name: Literal["realsr", "drealsr"] = "realsr",
     scale: int = 4,
     crop: int | None = None,

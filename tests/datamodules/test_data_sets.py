@@ -1,6 +1,7 @@
 """Each published set is prepared from its real directory layout, and its config reads what was prepared."""
 
 import hashlib
+import importlib
 import io
 import json
 import zipfile
@@ -11,16 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, auto_cli
 from PIL import Image
 
 from datamodules import archives, celeba, div2k, ffhq, realsr
 from datamodules.archives import Archive, obtain
 from datamodules.base import SRDataModule
 from datamodules.benchmark_sets import BenchmarkSet
+from datamodules.celeba import CelebA
 from datamodules.div2k import DF2K, DIV2K
+from datamodules.ffhq import Faces
 from datamodules.pack import pack_folder
+from datamodules.packed import Packed
 from datamodules.packing import PackError
+from datamodules.realsr import DRealSR, RealSR
 from datamodules.shards import packed
 from lightning_modules.cli import CONFIGS, PARSER_MODE, layers
 from tests.datamodules.trees import picture, save
@@ -215,6 +220,19 @@ def test_absent_div2k_names_the_command_and_the_overlay(data: Callable[..., SRDa
     message = str(caught.value)
     assert f"python -m datamodules.div2k RAW {tmp_path}/none" in message
     assert "--config configs/data/photos.yaml" in message
+
+
+@pytest.mark.parametrize("data", [DIV2K, DF2K, CelebA, Faces, RealSR, DRealSR, Packed])
+def test_the_command_that_an_absent_set_names_can_be_typed(
+    data: type[Packed], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = data.prepare.format(root="data/set").replace("SIZE", "128").replace("SCALE", "4").split()
+    module = importlib.import_module(command[2])
+    function = pack_folder if data is Packed else module.prepare
+    with pytest.raises(SystemExit) as stopped:
+        auto_cli(function, as_positional=True, args=[*command[3:], "--print_config"])
+    assert stopped.value.code == 0
+    assert "out: data/set" in capsys.readouterr().out
 
 
 def test_div2k_with_missing_images_is_refused(prepared: Path, tmp_path: Path) -> None:

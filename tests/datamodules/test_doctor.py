@@ -55,7 +55,7 @@ def test_damage_size_mode_and_keys(tmp_path: Path, capsys: pytest.CaptureFixture
     cut.write_bytes(cut.read_bytes()[:-12000])
     serious, text = said(capsys, f"{tmp_path}/set-*.tar", "--crop", "64", "--workers", "1")
     assert serious
-    assert "1 samples (set/small) are below the crop of 64: lower `crop`, or pack with --leave_out" in text
+    assert "1 samples (set/small) are below the crop of 64: lower `crop`, or pack with --leave_out true" in text
     assert "note: 1 images are L" in text
     assert "PROBLEM: 1 images are RGBA with transparency" in text
     assert "zero bytes: repair or repack it" in text

@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_without_redoing_finished_shards(tmp_path: Path) ->
 def test_other_settings_are_refused_and_replaced_on_request(tmp_path: Path) -> None:
     source, out = str(folder_of(tmp_path / "in")), str(tmp_path / "out")
     pack_folder(source, out, "set", per_shard=2, workers=1)
-    with pytest.raises(PackError, match=r"holds set-train packed .* other settings; .* or --overwrite"):
+    with pytest.raises(PackError, match=r"holds set-train packed .* other settings; .* or pack with --overwrite true"):
         pack_folder(source, out, "set", per_shard=3, workers=1)
     pack_folder(source, out, "set", per_shard=3, overwrite=True, workers=1)
     assert [path for path in contents(tmp_path / "out") if path.endswith(".tar")] == [
@@ -198,7 +198,7 @@ def test_all_bad_headers_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(PackError) as caught:
         pack_folder(str(bad_folder(tmp_path / "in")), str(tmp_path / "out"), crop=24, workers=1)
     message = str(caught.value)
-    assert message.startswith("3 of 7 cannot be packed (--leave_out goes on without): ")
+    assert message.startswith("3 of 7 cannot be packed (--leave_out true goes on without): ")
     for part in ("empty.png: zero bytes", "small.png: 10x10 is below the crop of 24x24", "text.png: not an image"):
         assert part in message
 
@@ -216,7 +216,9 @@ def test_a_truncated_image_stops_the_packing_by_name(tmp_path: Path) -> None:
     bad_folder(tmp_path / "in")
     for name in ("small", "empty", "text"):
         (tmp_path / "in" / f"{name}.png").unlink()
-    with pytest.raises(PackError, match=r"truncated\.png: .*truncated.*repair it, take it out, or --leave_out"):
+    with pytest.raises(
+        PackError, match=r"truncated\.png: .*truncated.*repair it, take it out, or pack with --leave_out true"
+    ):
         pack_folder(str(tmp_path / "in"), str(tmp_path / "out"), workers=1)
     assert not list((tmp_path / "out").glob("*.tar"))
 
