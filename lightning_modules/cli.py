@@ -196,6 +196,8 @@ def stored_config(checkpoint: Mapping[str, Any], path: str, subcommand: str) -> 
     arguments = data_config(checkpoint)
     if subcommand == "predict":
         enlarging = {key: arguments[key] for key in ("scale", "up_kernel") if key in arguments}
+        if "scale" in enlarging:
+            enlarging["crop"] = enlarging["scale"]  # nothing is cropped, but 160 is no multiple of 3
         stored["data"] = {"class_path": FOLDER, "init_args": enlarging}
     elif class_path := checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path"):
         stored["data"] = {"class_path": class_path, "init_args": arguments}

@@ -13,8 +13,9 @@ import yaml
 from PIL import Image
 
 from lightning_modules.checkpoint import main as convert
+from lightning_modules.checkpoint import write_checkpoint
 from lightning_modules.cli import ConfigError, configured_model, expand, layers, main, run, take_option
-from tests.tiny.experiments import CONFIGS, TINY, arguments
+from tests.tiny.experiments import CONFIGS, TINY, arguments, tiny_overlays
 
 SRDIFF = CONFIGS / "srdiff.yaml"
 
@@ -215,6 +216,17 @@ def test_predict_enlarges_any_image_by_exactly_the_scale(
     sizes = dict.fromkeys(("odd.png", "grey.png", "alpha.png", "sixteen.png", "cmyk.png"), (36, 52))
     assert written == {**sizes, "rotated.png": (52, 36)}
     assert not (tmp_path / "config.yaml").exists() and not (tmp_path / "runs").exists()
+
+
+def test_predict_enlarges_by_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = {"compose": [str(CONFIGS / "sr3.yaml"), *map(str, tiny_overlays(CONFIGS / "sr3.yaml"))]}
+    config = tmp_path / "x3.yaml"
+    config.write_text(yaml.safe_dump({**tiny, "data": {"init_args": {"scale": 3, "crop": 48}}}))
+    write_checkpoint(*configured_model(config), tmp_path / "x3.ckpt")
+    Image.new("RGB", (9, 13)).save(tmp_path / "a.png")
+    predict(str(tmp_path / "x3.ckpt"), tmp_path / "a.png", tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "a.png").size == (27, 39)
 
 
 def test_predict_names_the_unreadable_and_does_the_rest(
