@@ -29,24 +29,24 @@ class Photos(SRDataModule):
 
     Args:
         root: folder for the shards; by default `photos` in the cache folder (`$DIFFSR_CACHE` or the XDG cache).
-        tile: side of the training tiles; `crop` cannot be larger.
+        tile_size: side of the training tiles; `crop` cannot be larger.
         options: those of `SRDataModule`.
 
     Raises:
-        ValueError: `crop` is larger than `tile`.
+        ValueError: `crop` is larger than `tile_size`.
     """
 
-    def __init__(self, root: str | None = None, tile: int = 240, **options: Any) -> None:
+    def __init__(self, root: str | None = None, tile_size: int = 240, **options: Any) -> None:
         super().__init__(**options)
-        if self.train_crop.size > tile:
-            raise ValueError(f"crop: {self.train_crop.size} is larger than the tiles of {tile}; raise `tile` too")
-        self.tile = tile
+        if self.train_crop.size > tile_size:
+            raise ValueError(f"crop: {self.train_crop.size} is larger than the tiles of {tile_size}; raise `tile_size` too")
+        self.tile_size = tile_size
         base = Path(root).expanduser() if root else cache_folder() / "photos"
-        self.folder = base / f"{version('scikit-image')}-{tile}"
+        self.folder = base / f"{version('scikit-image')}-{tile_size}"
 
     def prepare_data(self) -> None:
         """Writes the shards unless they are there."""
-        training = list(_training_pieces(self.tile))
+        training = list(_training_pieces(self.tile_size))
         whole = [Piece(Path(name).stem, View(bundled(name))) for name in VAL]
         for split, pieces in (("train", training), ("val", whole)):
             pack(pieces, self.folder, Packing("photos", split, per_shard=32, licence=LICENCE), overwrite=True)

@@ -57,5 +57,5 @@ def test_batches(photos: Photos) -> None:
 
 
 def test_a_crop_larger_than_the_tiles_names_the_way_out() -> None:
-    with pytest.raises(ValueError, match="crop: 480 is larger than the tiles of 240; raise `tile` too"):
+    with pytest.raises(ValueError, match="crop: 480 is larger than the tiles of 240; raise `tile_size` too"):
         Photos(crop=480)
