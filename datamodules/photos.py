@@ -39,7 +39,9 @@ class Photos(SRDataModule):
     def __init__(self, root: str | None = None, tile_size: int = 240, **options: Any) -> None:
         super().__init__(**options)
         if self.train_crop.size > tile_size:
-            raise ValueError(f"crop: {self.train_crop.size} is larger than the tiles of {tile_size}; raise `tile_size` too")
+            raise ValueError(
+                f"crop: {self.train_crop.size} is larger than the tiles of {tile_size}; raise `tile_size` too"
+            )
         self.tile_size = tile_size
         base = Path(root).expanduser() if root else cache_folder() / "photos"
         self.folder = base / f"{version('scikit-image')}-{tile_size}"
