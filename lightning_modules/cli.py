@@ -195,7 +195,7 @@ def stored_config(checkpoint: Mapping[str, Any], path: str, subcommand: str) -> 
     stored: dict[str, Any] = {"model": model_config(checkpoint, path)}
     arguments = data_config(checkpoint)
     if subcommand == "predict":
-        enlarging = {key: arguments[key] for key in ("scale", "up_kernel") if key in arguments}
+        enlarging: dict[str, Any] = {key: arguments[key] for key in ("scale", "up_kernel") if key in arguments}
         if "scale" in enlarging:
             enlarging["crop"] = enlarging["scale"]  # nothing is cropped, but 160 is no multiple of 3
         stored["data"] = {"class_path": FOLDER, "init_args": enlarging}
