@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class SkipPolicy(nn.Module):
@@ -19,6 +19,18 @@ class SkipPolicy(nn.Module):
     clock.
 
     Source: the code released with SkipDiff, AAAI 2024 (paper 28195).
+
+    Args:
+        in_channels: channels of the sample.
+        channels: output channels of the convolutions, each of stride 2.
+        kernels: their kernel sizes, odd.
+        resize: side in px of the square that the sample is resized to.
+        hidden: GRU width behind a linear projection; None feeds it the flattened features, as published.
+        norm: normalization after each convolution; `batch` is the published one.
+        decisions: how many decisions the index embedding knows; None leaves it out, as published.
+
+    Raises:
+        ValueError: `channels` and `kernels` differ in length, or a kernel is even.
     """
 
     def __init__(
@@ -32,20 +44,6 @@ class SkipPolicy(nn.Module):
         norm: Literal["none", "group", "batch"] = "group",
         decisions: int | None = 10,
     ) -> None:
-        """Builds the layers.
-
-        Args:
-            in_channels: channels of the sample.
-            channels: output channels of the convolutions, each of stride 2.
-            kernels: their kernel sizes, odd.
-            resize: side in px of the square that the sample is resized to.
-            hidden: GRU width behind a linear projection; None feeds it the flattened features, as published.
-            norm: normalization after each convolution; `batch` is the published one.
-            decisions: how many decisions the index embedding knows; None leaves it out, as published.
-
-        Raises:
-            ValueError: `channels` and `kernels` differ in length, or a kernel is even.
-        """
         super().__init__()
         if len(channels) != len(kernels) or any(kernel % 2 == 0 for kernel in kernels):
             raise ValueError(f"channels {channels} and kernels {kernels} must pair up, and kernels be odd")
@@ -69,7 +67,7 @@ class SkipPolicy(nn.Module):
         """Resizes samples `[B,C,H,W]` to what the encoder reads, `[B,C,resize,resize]`; the identity at that size."""
         if x.shape[-2:] == (self.resize, self.resize):
             return x
-        return F.interpolate(x, size=(self.resize, self.resize), mode="bicubic", align_corners=False)
+        return functional.interpolate(x, size=(self.resize, self.resize), mode="bicubic", align_corners=False)
 
     def initial_state(self, batch_size: int, device: torch.device) -> Tensor:
         """The GRU state before the first decision: zeros `[B,width]`."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -115,7 +115,7 @@ class ADMUNet(nn.Module):
             skips.append(h)
         for name, layer in self.dec.items():
             h = layer(torch.cat([h, skips.pop()], dim=1) if "block" in name else h, embedded)
-        output: Tensor = self.out_conv(F.silu(self.out_norm(h)))
+        output: Tensor = self.out_conv(functional.silu(self.out_norm(h)))
         return output
 
     def embed(self, label: Tensor) -> Tensor:
@@ -123,8 +123,8 @@ class ADMUNet(nn.Module):
         with torch.autocast(label.device.type, enabled=False):
             encoding = self.map_noise(label).to(self.map_layer0.weight.dtype)
             encoding = encoding + unsaid(self.map_augment, encoding)
-            embedded = self.map_layer1(F.silu(self.map_layer0(encoding)))
-            embedded = F.silu(embedded + unsaid(self.map_label, embedded))
+            embedded = self.map_layer1(functional.silu(self.map_layer0(encoding)))
+            embedded = functional.silu(embedded + unsaid(self.map_label, embedded))
         return embedded
 
     def _check(self, h: Tensor) -> None:
@@ -195,10 +195,10 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         """`[B,width_in,H,W]` and `[B,embedding]` to `[B,width_out,H',W']`."""
-        h: Tensor = self.conv0(self._resampled(F.silu(self.norm0(x))))
+        h: Tensor = self.conv0(self._resampled(functional.silu(self.norm0(x))))
         with torch.autocast(x.device.type, enabled=False):
             scale, shift = self.affine(embedded)[:, :, None, None].chunk(2, dim=1)
-        h = F.silu(torch.addcmul(shift.to(h.dtype), self.norm1(h).to(h.dtype), scale.to(h.dtype) + 1))
+        h = functional.silu(torch.addcmul(shift.to(h.dtype), self.norm1(h).to(h.dtype), scale.to(h.dtype) + 1))
         h = self.skip(self._resampled(x)) + self.conv1(self.dropout(h))
         if self.attention is not None:
             h = h + self.proj(self.attention(self.qkv(self.norm2(h))))
@@ -206,8 +206,8 @@ class UNetBlock(nn.Module):
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == "down":
-            return F.avg_pool2d(x, 2)
-        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample == "up" else x
+            return functional.avg_pool2d(x, 2)
+        return functional.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample == "up" else x
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class SelfAttention(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """`[B,3*C,H,W]` to `[B,C,H,W]`."""
         query, key, value = self._split(features)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = functional.scaled_dot_product_attention(query, key, value)
         return rearrange(attended, "b n (h w) c -> b (n c) h w", h=features.shape[-2])
 
     def received_attention(self, features: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 Conditioning = Literal["level", "index"]
 
@@ -231,7 +231,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B,width,H,W]` to the same."""
         query, key, value = self._tokens(x)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = functional.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.out(rearrange(attended, "b 1 (h w) c -> b c h w", h=x.shape[-2]))
         return x + out
 
