@@ -106,9 +106,10 @@ class SkipTable:
         runs = ", ".join("true" if run == "1" else "false" for run in best)
         if ahead > 0:
             return f"The policy beats the best static subset ({best}) by {ahead:.4g}."
+        wins = f"wins: it is paid {-ahead:.4g} more than" if ahead < 0 else "is paid as much as"
         return (
-            f"The best static subset wins: running {best} for every image is paid {-ahead:.4g} more than the policy. "
-            "Without one it is sampler lightning_modules.diffusion.skip_sampler.SkipSampler with decider "
+            f"The best static subset ({best}) {wins} the policy. It needs none: give "
+            "lightning_modules.diffusion.skip_sampler.SkipSampler as the sampler, with the decider "
             f"lightning_modules.diffusion.skip_sampler.Pattern, runs: [{runs}]."
         )
 

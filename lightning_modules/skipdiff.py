@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule, SuperResolver
-from lightning_modules.checkpoint import load_method
+from lightning_modules.checkpoint import CheckpointError, load_method
 from lightning_modules.diffusion.ppo import Judgement, Loss, Objective
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.skip_sampler import PolicyDecider, Skip, SkipSampler
@@ -71,7 +71,7 @@ class SkipDiff(SuperResolver):
         coarse_steps: int = 10,
         fine_steps: int = 100,
         skip: Skip = "respaced",
-        start: float = 1.0,
+        start: float | None = None,
         epochs: int = 4,
         minibatches: int = 1,
         gradient_clip: float | None = 0.5,
@@ -255,9 +255,14 @@ def frozen_base(path: str) -> DiffusionModule:
     """The trained method at `path`, frozen.
 
     Raises:
+        CheckpointError: it cannot be used.
         ValueError: it does not sample by diffusion.
     """
-    base = load_method(path)
+    try:
+        base = load_method(path)
+    except CheckpointError as error:
+        wanted = "give a trained diffusion method as --model.init_args.base_checkpoint"
+        raise CheckpointError(f"{error}; {wanted}") from error
     if not isinstance(base, DiffusionModule):
         raise ValueError(f"{path}: holds a {type(base).__name__}, which takes no sampling steps that could be skipped")
     return base.requires_grad_(False)

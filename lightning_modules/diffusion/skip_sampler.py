@@ -138,7 +138,7 @@ class SkipSampler(Ancestral):
         skip: What a skip does. `respaced`: the image stays at its own noise level, and its next step starts there.
             `keep`: it stays, but its next step is taken from the level of the clock, as if it had moved. `reset`: it is
             set back to the coarse chain's result, as the released code does.
-        start: Time that the coarse chain starts from, 1 unless the schedule's end is to be cut off.
+        start: Time that the coarse chain starts from, to cut off the schedule's end; None for where the process starts.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class SkipSampler(Ancestral):
         coarse_steps: int = 10,
         fine_steps: int = 100,
         skip: Skip = "respaced",
-        start: float = 1.0,
+        start: float | None = None,
     ) -> None:
         super().__init__(fine_steps)
         if coarse_steps < 2 or fine_steps % coarse_steps:
@@ -184,12 +184,13 @@ class SkipSampler(Ancestral):
             coarse, fine = process.grid(self.coarse_steps)[:-1], process.grid(self.fine_steps)[-self.decisions - 1 :]
         except ValueError as error:
             raise ValueError(f"{self._misfit(process)}: {error}") from error
-        if abs(float(coarse[-1] - fine[0])) > 1e-9 or not float(coarse[1]) < self.start <= 1:
+        start = float(coarse[0]) if self.start is None else self.start
+        if abs(float(coarse[-1] - fine[0])) > 1e-9 or not float(coarse[1]) < start <= float(coarse[0]):
             raise ValueError(
                 f"{self._misfit(process)}: the coarse chain ends at t = {float(coarse[-1]):.4g} and the fine steps "
-                f"begin at t = {float(fine[0]):.4g}; start must lie in ({float(coarse[1]):.4g}, 1]"
+                f"begin at t = {float(fine[0]):.4g}; start must lie in ({float(coarse[1]):.4g}, {float(coarse[0]):.4g}]"
             )
-        coarse[0] = self.start
+        coarse[0] = start
         return coarse, fine
 
     def _misfit(self, process: Process) -> str:

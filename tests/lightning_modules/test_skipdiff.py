@@ -339,6 +339,11 @@ def test_a_base_without_such_levels_is_refused(base: Any) -> None:
         skipdiff(base("image"), start=0.5)
 
 
+def test_an_absent_base_is_asked_for() -> None:
+    with pytest.raises(CheckpointError, match=r"none.ckpt: no such checkpoint; .* --model.init_args.base_checkpoint"):
+        skipdiff("none.ckpt")
+
+
 def test_a_base_that_does_not_diffuse_is_refused(tmp_path: Path) -> None:
     from lightning_modules.networks.rrdb import RRDBNet
     from lightning_modules.rrdb import RRDBRegressor
@@ -377,15 +382,13 @@ def test_the_verdict_names_the_winner(base: Any) -> None:
     model = skipdiff(base("clock"))
     batch = images_of("clock", 4)
     model.eval()
-    for keep, message in ((RULE, "policy beats"), (tuple(1 - run for run in RULE), "best static subset wins")):
-        decider = Pattern([bool(run) for run in keep] + [True])
+    for right, message in ((1, "is paid as much as the policy"), (0, "wins: it is paid")):
+        decider = Pattern([run == right for run in RULE] + [True])
         sr = model.rollouts.images(batch, {"policy": decider})["policy"]
         model.table.reset()
         model.rollouts.compare(batch, decider, sr, model.table)
-        if message == "policy beats":  # what equals the best fixed choice does not beat it
-            assert "wins: running 1001101011" in model.table.verdict()
-        else:
-            assert message in model.table.verdict()
+        verdict = model.table.verdict()
+        assert verdict.startswith("The best static subset (1001101011)") and message in verdict
 
 
 def test_reinforce_is_a_setting(base: Any, tmp_path: Path) -> None:

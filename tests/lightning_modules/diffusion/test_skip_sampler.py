@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.samplers import Ancestral
-from lightning_modules.diffusion.schedules import Cosine
+from lightning_modules.diffusion.schedules import Cosine, ScaledLinear
 from lightning_modules.diffusion.skip_sampler import (
     Decider,
     Pattern,
@@ -16,7 +16,7 @@ from lightning_modules.diffusion.skip_sampler import (
     SkipSampler,
     SubsetSearch,
 )
-from lightning_modules.diffusion.vp import VP
+from lightning_modules.diffusion.vp import VP, DomainShift
 from lightning_modules.networks.skip_policy import SkipPolicy
 
 SKIPS = ("respaced", "keep", "reset")
@@ -203,6 +203,14 @@ def test_a_process_without_such_levels_is_refused(arguments: dict[str, int], ste
     sampler = SkipSampler(Pattern([True]), **arguments)
     with pytest.raises(ValueError, match=message):
         sampler.times(VP(Cosine(steps)))
+
+
+def test_the_chain_begins_where_the_process_does_and_never_before() -> None:
+    process = DomainShift(ScaledLinear(1000, 0.00085, 0.012), shift_steps=500)
+    coarse, fine = SkipSampler(Pattern([True])).times(process)
+    assert coarse[0] == 0.5 and coarse[-1] == fine[0] == 0.051
+    with pytest.raises(ValueError, match=r"DomainShift of 1000 steps: .* start must lie in \(0.45, 0.5\]"):
+        SkipSampler(Pattern([True]), start=0.99).times(process)
 
 
 def test_a_process_whose_coarse_and_fine_grids_do_not_meet_is_refused() -> None:
