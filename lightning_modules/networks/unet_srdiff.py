@@ -166,7 +166,7 @@ class SRDiffUNet(nn.Module):
             raise ValueError(f"SRDiffUNet projects the encoder's maps by an even scale, not by scale={scale}")
         if encoder_blocks < 2:
             raise ValueError(f"SRDiffUNet uses every third encoder map: encoder_blocks={encoder_blocks} has none")
-        self.channels, self.up_input = channels, up_input
+        self.channels = channels
         self.stride = 2 ** (len(channel_mults) - 1)
         widths = [channels * mult for mult in channel_mults]
         used = encoder_channels * ((encoder_blocks + 1) // 3)

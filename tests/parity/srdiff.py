@@ -40,7 +40,7 @@ def check_unet(fixture: Fixture) -> Iterator[Comparison]:
     ).eval()
     network.load_state_dict(fixture.weights)
     condition = {"features": network.project(list(inputs["cond_feas"]))}
-    if network.up_input:
+    if network.up_proj is not None:
         condition["up"] = inputs["img_lr_up"]
     noise = network(inputs["x_t"], inputs["t"], **condition)
     yield network_output("noise_pred", noise, fixture.outputs["noise_pred"])
