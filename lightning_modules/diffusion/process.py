@@ -149,6 +149,9 @@ class Tabulated(Process):
     """A process that was defined on a table of T steps.
 
     The clock is the index into the table divided by T. Entry 0 is the clean state, entry k what the papers index k - 1.
+
+    Args:
+        steps: T.
     """
 
     steps: int
@@ -198,5 +201,8 @@ class Tabulated(Process):
             ValueError: `steps` is not within 1..T.
         """
         if not 1 <= steps <= self.steps:
-            raise ValueError(f"this process was defined with {self.steps} steps; it cannot be sampled with {steps}")
+            raise ValueError(
+                f"this process was defined with {self.steps} steps; it cannot be sampled with {steps}: set the sampler's "
+                f"steps to 1 to {self.steps}"
+            )
         return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round() / self.steps

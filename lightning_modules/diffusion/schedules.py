@@ -9,7 +9,14 @@ from torch import Tensor
 
 
 class Schedule(ABC):
-    """`steps` betas; entry k belongs to the transition from table entry k to k + 1, entry 0 being the clean image."""
+    """`steps` betas; entry k belongs to the transition from table entry k to k + 1, entry 0 being the clean image.
+
+    Args:
+        steps: Number of transitions T.
+
+    Raises:
+        ValueError: there are none.
+    """
 
     def __init__(self, steps: int) -> None:
         if steps < 1:
@@ -21,8 +28,17 @@ class Schedule(ABC):
         """Variances of the transitions: float64 `[steps]` in (0, 1]."""
 
     def alphas_cumprod(self) -> Tensor:
-        """Squared signal levels, clean first: float64 `[steps + 1]`, falling from exactly 1."""
-        return torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - self.betas(), dim=0)])
+        """Squared signal levels, clean first: float64 `[steps + 1]`, falling from exactly 1.
+
+        Raises:
+            ValueError: a beta is no variance in (0, 1].
+        """
+        betas = self.betas()
+        if not ((betas > 0) & (betas <= 1)).all():
+            raise ValueError(
+                f"{type(self).__name__}: betas must lie in (0, 1], but these go from {betas.min():g} to {betas.max():g}"
+            )
+        return torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, dim=0)])
 
     def table(self) -> dict[str, Tensor]:
         """The rows that published checkpoints store beside their weights, float64 `[steps]`, by their names there.
@@ -106,7 +122,14 @@ class ScaledLinear(Linear):
 
 
 class WarmUp(Linear):
-    """Linear over the first `fraction` of the steps, then constant (SR3's `warmup10` and `warmup50`)."""
+    """Linear over the first `fraction` of the steps, then constant (SR3's `warmup10` and `warmup50`).
+
+    Args:
+        steps: Number of transitions T.
+        start: First beta.
+        end: Last beta.
+        fraction: Share of the steps that rise, 0.1 or 0.5 as published.
+    """
 
     def __init__(self, steps: int, start: float, end: float, fraction: float) -> None:
         super().__init__(steps, start, end)
@@ -121,7 +144,12 @@ class WarmUp(Linear):
 
 
 class Constant(Schedule):
-    """The same beta everywhere."""
+    """The same beta everywhere.
+
+    Args:
+        steps: Number of transitions T.
+        value: The beta.
+    """
 
     def __init__(self, steps: int, value: float) -> None:
         super().__init__(steps)
