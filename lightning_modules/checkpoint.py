@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import lightning
@@ -181,8 +182,14 @@ def load_network(network: nn.Module, path: str | Path) -> None:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise CheckpointError(f"{path}: does not fit {type(network).__name__} as configured: {details}") from error
+        raise CheckpointError(
+            f"{path}: does not fit {type(network).__name__} as configured: {misfit(error)}"
+        ) from error
+
+
+def misfit(error: RuntimeError) -> str:
+    """The beginning of what `load_state_dict` found wrong, which may be hundreds of keys."""
+    return "; ".join(shorten(line, 160, placeholder=" ...") for line in str(error).splitlines()[1:3])
 
 
 def rename_prefixes(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:

@@ -286,7 +286,7 @@ def main() -> None:
     quieten()
     try:
         run(arguments)
-    except (CheckpointError, MisconfigurationException, ValueError, OSError) as error:
+    except (CheckpointError, MisconfigurationException, ModuleNotFoundError, ValueError, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise
         sys.exit(f"error: {said_by_constructor(error)}\n(where it comes from: set {TRACEBACK}=1)")

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import VQModel
 
-from lightning_modules.checkpoint import CheckpointError, published_state
+from lightning_modules.checkpoint import CheckpointError, misfit, published_state
 from lightning_modules.networks.ldm_names import autoencoder
 
 VQ_F4: dict[str, Any] = {
@@ -34,8 +34,7 @@ def convert(path: str | Path, folder: str | Path, architecture: Mapping[str, Any
     try:
         model.load_state_dict(autoencoder(published_state(path)))
     except RuntimeError as error:
-        details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise CheckpointError(f"{path}: is no VQ-f4 autoencoder: {details}") from error
+        raise CheckpointError(f"{path}: is no VQ-f4 autoencoder: {misfit(error)}") from error
     model.save_pretrained(folder)
 
 

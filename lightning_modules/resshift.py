@@ -33,9 +33,15 @@ class ResShift(DiffusionModule):
         self.condition_on, self.perceptual_weight = condition_on, perceptual_weight
 
     def setup(self, stage: str) -> None:
-        """Loads LPIPS where training needs it."""
+        """Loads LPIPS where training needs it.
+
+        Raises:
+            ModuleNotFoundError: torchvision is not installed.
+            FileNotFoundError: VGG-16's weights are not on this machine.
+        """
         if stage == "fit" and self.perceptual_weight > 0:
-            self.perceptual = lpips("vgg").net.requires_grad_(False)
+            metric = lpips("vgg", otherwise="train without it: --model.init_args.perceptual_weight 0")
+            self.perceptual = metric.net.requires_grad_(False)
 
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """`{image: [B,3,h,w]}`."""

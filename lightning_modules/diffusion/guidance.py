@@ -20,6 +20,8 @@ from torch.nn.functional import interpolate
 from lightning_modules.diffusion.process import Process, expand
 from lightning_modules.diffusion.samplers import Denoise
 
+OPTION = "--model.init_args.guidance.init_args"  # of the last in the list
+
 Bound = Callable[[Tensor], Tensor]
 """Brings a clean state back into its range; the identity where nothing is clamped."""
 
@@ -197,13 +199,12 @@ class SelfAttentionGuidance(Guidance):
             maps: What `received_by` recorded: one map `[B,h',w']` or `[B,tokens]`; unused by `uniform`.
 
         Raises:
-            ValueError: the state is too small for the kernel.
-            RuntimeError: the layer did not run exactly once.
+            ValueError: the state is too small for the kernel, or the layer did not run exactly once.
         """
         if min(x0.shape[-2:]) <= self.kernel // 2:
             raise ValueError(
                 f"a blur kernel of {self.kernel} reflects {self.kernel // 2} pixels at the border, but the state is "
-                f"{x0.shape[-1]}x{x0.shape[-2]}: set kernel to at most {2 * min(x0.shape[-2:]) - 1}"
+                f"{x0.shape[-1]}x{x0.shape[-2]}: set kernel to at most {2 * min(x0.shape[-2:]) - 1} ({OPTION}.kernel)"
             )
         blurred: Tensor = gaussian_blur2d(
             x0, (self.kernel, self.kernel), (self.sigma, self.sigma), border_type="reflect"
@@ -211,7 +212,7 @@ class SelfAttentionGuidance(Guidance):
         if self.mask == "uniform":
             return blurred
         if len(maps) != 1:
-            raise RuntimeError(
+            raise ValueError(
                 f"the self-attention ran {len(maps)} times in one estimate instead of once. With classifier-free "
                 "guidance set branch: unconditional; a compiled network hides its layers (set compile: false), and one "
                 "that works in tiles has many maps (set mask: uniform, or no tiles)"
@@ -255,7 +256,7 @@ def self_attention(network: nn.Module, path: str | None) -> nn.Module:
     if not found:
         raise ValueError(
             f"{type(network).__name__} has no softmax self-attention for SelfAttentionGuidance to read: set "
-            "mask: uniform, which blurs everywhere, or take it out of `guidance`"
+            f"mask: uniform, which blurs everywhere ({OPTION}.mask uniform), or take it out of `guidance`"
         )
     if path is None or path not in found:
         raise ValueError(f"{type(network).__name__} has no self-attention at layer: {path}; it has {', '.join(found)}")

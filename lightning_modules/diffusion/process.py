@@ -202,7 +202,7 @@ class Tabulated(Process):
         """
         if not 1 <= steps <= self.steps:
             raise ValueError(
-                f"this process was defined with {self.steps} steps; it cannot be sampled with {steps}: set the sampler's "
-                f"steps to 1 to {self.steps}"
+                f"this process was defined with {self.steps} steps; it cannot be sampled with {steps}: set the "
+                f"sampler's steps to 1 to {self.steps}"
             )
         return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round() / self.steps

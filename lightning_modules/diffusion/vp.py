@@ -159,8 +159,8 @@ class DomainShift(VP):
         """
         if not 1 <= steps < self.shift_steps:
             raise ValueError(
-                f"this process slides in {self.shift_steps} steps; it cannot be sampled with {steps} "
-                f"(1 to {self.shift_steps - 1})"
+                f"this process slides in {self.shift_steps} steps; it cannot be sampled with {steps}: set the "
+                f"sampler's steps to 1 to {self.shift_steps - 1}"
             )
         # A running sum, as in the public code: its rounding errors decide which way halves are rounded.
         indices = accumulate([(self.shift_steps - 1) / steps] * steps)

@@ -74,13 +74,7 @@ class LPIPS(Term):
 
     def __init__(self, weight: float) -> None:
         super().__init__(weight)
-        way_out = "Or pay for what needs no weights: add --config configs/reward/weight_free.yaml"
-        try:
-            self.metric = lpips()
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{error}. {way_out}") from error
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}. {way_out}") from error
+        self.metric = lpips(otherwise="pay for what needs no weights: --config configs/reward/weight_free.yaml")
 
     def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
         """See `Term.measure`."""

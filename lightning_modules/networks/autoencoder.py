@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_modules.networks.hub import Frozen, frozen
 
 OPTION = "--model.init_args.space.init_args.autoencoder.init_args.weights"
+CONVERTER = "python -m lightning_modules.published_autoencoder autoencoder_vq_f4.pth --out FOLDER"
 
 
 class KLAutoencoder(Frozen):
@@ -68,7 +69,10 @@ class VQAutoencoder(Frozen):
         super().__init__()
         from diffusers import VQModel  # takes seconds, and other spaces do without it
 
-        self.model = frozen(VQModel, weights, subfolder=subfolder, option=OPTION)
+        try:
+            self.model = frozen(VQModel, weights, subfolder=subfolder, option=OPTION)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}. Of ResShift's public file a folder is made by: {CONVERTER}") from error
         self.factor, self.scale = 2 ** (len(self.model.config.block_out_channels) - 1), scale
 
     @torch.no_grad()

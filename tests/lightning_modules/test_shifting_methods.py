@@ -1,5 +1,6 @@
 """ResShift and DoSSR as modules: what the network is shown, training, several draws, and published weights."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batch import Batch
 from lightning_modules import resshift
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import CheckpointError, import_published
+from lightning_modules.checkpoint import CheckpointError, import_published, load_network
+from lightning_modules.cli import CONFIGS, main
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.parameterization import AnchorResidual, Clean, ShiftedEpsilon
 from lightning_modules.diffusion.region import Yoda
@@ -23,9 +25,11 @@ from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.dossr import DoSSR
 from lightning_modules.networks.attention_maps import Sobel
+from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.unet_sr3 import SR3UNet
 from lightning_modules.networks.unet_swin import UNetSwin
 from lightning_modules.resshift import ResShift
+from tests.tiny.experiments import arguments
 
 SWIN: dict[str, Any] = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "size": 16}
 SWIN |= {"swin_width": 32, "head_channels": 16, "window": 4}
@@ -174,7 +178,7 @@ class Metric:
 
 def test_perceptual_term(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(resshift, "lpips", lambda backbone: asked.append(backbone) or Metric())
+    monkeypatch.setattr(resshift, "lpips", lambda backbone, otherwise: asked.append(backbone) or Metric())
     method, batch = make_resshift(perceptual_weight=0.5), make_batch()
     method.setup("fit")
     assert asked == ["vgg"]
@@ -188,7 +192,7 @@ def test_perceptual_term(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_perceptual_network_is_loaded_to_predict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resshift, "lpips", lambda backbone: pytest.fail("loaded"))
+    monkeypatch.setattr(resshift, "lpips", lambda *_, **__: pytest.fail("loaded"))
     make_resshift(perceptual_weight=0.5).setup("predict")
     make_resshift().setup("fit")
 
@@ -209,3 +213,34 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save(make_resshift(network=UNetSwin(**SWIN, image_halvings=1)).network.state_dict(), tmp_path / "x2.pth")
     with pytest.raises(CheckpointError, match=r"x2.pth: .*feature_extractor|x2.pth: .*shape|x2.pth: .*size mismatch"):
         import_published(make_resshift(), tmp_path / "x2.pth")
+
+
+MODEL = "--model.init_args"
+VQ, RESTORER = f"{MODEL}.space.init_args.autoencoder.init_args.weights", f"{MODEL}.restorer_weights"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "option", "value", "said"),
+    [
+        ("resshift_pixel", f"{MODEL}.sampler.init_args.steps", "16", r"with 16: set the sampler's steps to 1 to 15"),
+        ("dossr_pixel", f"{MODEL}.sampler.init_args.steps", "500", r"with 500: set the sampler's steps to 1 to 499"),
+        ("resshift_pixel", f"{MODEL}.perceptual_weight", "1", r"torchvision.*perceptual_weight 0"),
+        ("resshift", VQ, "none", r"none: no VQModel.*config\.json.*python -m lightning_modules\.published_autoencoder"),
+        ("dossr_sd21", RESTORER, "none.pth", rf"none\.pth: no such.*RealESRNet_x4plus\.pth.*{RESTORER}"),
+    ],
+)
+def test_what_is_asked_for_in_vain_is_one_message(
+    experiment: str, option: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    monkeypatch.setattr(sys, "argv", ["lightning", "fit", *arguments(CONFIGS / f"{experiment}.yaml"), option, value])
+    with pytest.raises(SystemExit, match=said):
+        main()
+
+
+def test_the_wrong_file_is_no_wall_of_keys(tmp_path: Path) -> None:
+    torch.save(make_dossr().network.state_dict(), tmp_path / "unet.pth")
+    with pytest.raises(CheckpointError, match=r"unet.pth: does not fit RRDBNet as configured: Missing key") as refused:
+        load_network(RRDBNet(4), tmp_path / "unet.pth")
+    assert len(str(refused.value)) < 500

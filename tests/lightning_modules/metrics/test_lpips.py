@@ -10,8 +10,10 @@ from lightning_modules.metrics.lpips import lpips
 def test_without_torchvision_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs torchvision.*extra `lpips`"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs torchvision.*extra `lpips`.*, or leave LPIPS out"):
         lpips()
+    with pytest.raises(ModuleNotFoundError, match=r", or set its weight to 0"):
+        lpips("vgg", otherwise="set its weight to 0")
 
 
 def test_without_weights_the_error_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
