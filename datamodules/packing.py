@@ -154,14 +154,14 @@ def write_shard(path: Path, pieces: Sequence[Piece], leave_out: bool) -> dict[st
         PackError: an image cannot be read, or the shard cannot be written; nothing is left under `path` then.
     """
     if not path.exists():
+        samples = (sample for piece in pieces for sample in _members(piece, leave_out))
         with whole_file(path) as file, TarWriter(file, "", "", encoder=False, mtime=0, format="PAX_FORMAT") as tar:
-            for piece in pieces:
-                for sample in _members(piece, leave_out):
-                    tar.write(sample)
+            for sample in samples:
+                tar.write(sample)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    samples = len(read_contents(path).entries)
-    return {"file": path.name, "samples": samples, "bytes": path.stat().st_size, "sha256": digest}
+    held = len(read_contents(path).entries)
+    return {"file": path.name, "samples": held, "bytes": path.stat().st_size, "sha256": digest}
 
 
 @contextmanager

@@ -41,15 +41,19 @@ def fetch(url: str, cache: Path, timeout: float) -> Path:
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        for attempt in range(_ATTEMPTS):
-            try:
-                return target if target.exists() else download(url, target, timeout)
-            except OSError as error:
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                    raise
-                _log.warning("%s: attempt %d of %d failed: %s", url, attempt + 1, _ATTEMPTS, error)
-                failure = error
-                time.sleep(2.0**attempt - 1)
+        return target if target.exists() else _download_in_attempts(url, target, timeout)
+
+
+def _download_in_attempts(url: str, target: Path, timeout: float) -> Path:
+    for attempt in range(_ATTEMPTS):
+        time.sleep(2.0**attempt - 1)
+        try:
+            return download(url, target, timeout)
+        except OSError as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                raise
+            _log.warning("%s: attempt %d of %d failed: %s", url, attempt + 1, _ATTEMPTS, error)
+            failure = error
     raise OSError(f"{url}: not fetched in {_ATTEMPTS} attempts: {failure}")
 
 

@@ -50,9 +50,8 @@ def read_contents(path: Path) -> Contents:
     entries: dict[str, Entry] = {}
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isreg():
-                    _add(entries, member)
+            for member in filter(tarfile.TarInfo.isreg, tar):
+                _add(entries, member)
     except tarfile.TarError as error:
         return Contents(path, list(entries.values()), f"truncated or not an uncompressed tar ({error})")
     return Contents(path, list(entries.values()))

@@ -111,6 +111,7 @@ class RelayHeun(EDMHeun):
         steps: int = 18,
         eta: float = 0.2,
         sigma_start: float = 0.9,
+        *,
         sigma_max: float = 80.0,
         sigma_min: float = 0.008,
         rho: float = 7.0,
