@@ -57,8 +57,8 @@ class NIQE(Metric):
             raise ValueError(f"block must be even and at least 16, got {block}")
         self.block = block
         mean, covariance = read_model(Path(model))
-        self.register_buffer("mean", mean)
-        self.register_buffer("covariance", covariance)
+        self.register_buffer("mean", mean, persistent=False)  # of the model's file, and no part of a checkpoint
+        self.register_buffer("covariance", covariance, persistent=False)
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 

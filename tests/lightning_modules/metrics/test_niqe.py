@@ -30,6 +30,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_checkpoint_holds_nothing_of_the_model(model: Path) -> None:
+    assert not NIQE(str(model), BLOCK).state_dict()
+
+
 @pytest.mark.parametrize("shape", [0.6, 1.0, 2.0, 4.0])
 def test_the_fit_recovers_the_distribution_that_was_drawn_from(shape: float) -> None:
     values = gennorm.rvs(shape, scale=3.0, size=(2, 200_000), random_state=0)
