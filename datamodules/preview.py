@@ -39,6 +39,11 @@ class Example(NamedTuple):
     recipe: Recipe
 
 
+def presets() -> str:
+    """The names of the shipped degradations."""
+    return ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+
+
 def read_config(path: Path) -> DictConfig:
     """A config file over the files that its `compose` names.
 
@@ -46,8 +51,7 @@ def read_config(path: Path) -> DictConfig:
         FileNotFoundError: there is no such file.
     """
     if not path.is_file():
-        known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
-        raise FileNotFoundError(f"{path}: no such config; the presets for --degradation are {known}")
+        raise FileNotFoundError(f"{path}: no such config; the presets for --degradation are {presets()}")
     content = OmegaConf.load(path)
     below = [read_config(path.parent / name) for name in content.pop("compose", [])]
     merged = OmegaConf.merge(*below, content)
@@ -160,18 +164,22 @@ def arguments_of(command: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("images", nargs="+", type=Path, help="image files or folders")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--degradation", help=f"a preset, that is a file of {PRESETS.name}/ without its ending")
+    source.add_argument("--degradation", help=f"a preset of configs/data/degradation: {presets()}")
     source.add_argument("--config", type=Path, help="an experiment, a data set, or the config.yaml of a run")
-    parser.add_argument("--out", type=Path, required=True, help="the sheet, a .png")
+    parser.add_argument("--out", type=Path, required=True, help="the sheet, such as sheet.png")
     parser.add_argument("--recipes", type=Path, help="also write all recipes, in full, to this .json")
-    parser.add_argument("--count", type=int, default=12, help="how many images at most")
-    parser.add_argument("--draws", type=int, default=1, help="how often each image is degraded, in epochs that follow")
-    parser.add_argument("--crop", type=int, default=256, help="side of the patch from the middle of each image")
-    parser.add_argument("--columns", type=int, default=4)
+    parser.add_argument("--count", type=int, default=12, help="how many images at most (12)")
+    parser.add_argument(
+        "--draws", type=int, default=1, help="how often each image is degraded, in epochs that follow (1)"
+    )
+    parser.add_argument("--crop", type=int, default=256, help="side of the patch from the middle of each image (256)")
+    parser.add_argument("--columns", type=int, default=4, help="cells in a row of the sheet (4)")
     parser.add_argument("--scale", type=int, help="instead of the config's")
     parser.add_argument("--name", default="", help="the data set's name, the first part of a key such as div2k/0801")
-    parser.add_argument("--epoch", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--epoch", type=int, default=0, help="the first; 0, with seed 0, shows the LR images of a validation (0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the data's (0)")
     return parser.parse_args(command)
 
 
