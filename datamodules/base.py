@@ -1,5 +1,7 @@
 """The data module every data set extends: streams of uint8 images in, batches degraded on the device out."""
 
+import logging
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,17 @@ from datamodules.loader import Loader
 from datamodules.sources import Source, WithMaps
 from datamodules.streams import DataError, EvalStream, Place, RawBatch, TrainStream
 
+_log = logging.getLogger(__name__)
+
 
 class SRDataModule(LightningDataModule, ABC):
     """Super-resolution data: a subclass says where the samples of each split are, and nothing else.
 
     Training is an endless stream counted in steps (bound it with `max_steps`, and an epoch, if wanted, with
     `limit_train_batches`); validation and test see every image once. What a batch holds is a function of `seed` and of
-    the number of batches so far, so a resumed run continues exactly.
+    the number of batches so far, so a resumed run continues exactly, and any step can be looked at again:
+    `load_state_dict({"batches": n})` makes the training stream begin with batch n. The LR image of an evaluation is a
+    function of its key alone.
 
     Args:
         scale: HR size over LR size.
@@ -32,14 +38,14 @@ class SRDataModule(LightningDataModule, ABC):
         batch_size: training patches per process.
         num_workers: loading processes per process; the order of the data does not depend on it.
         degradation: makes LR from HR on the device; MATLAB's bicubic by default.
-        paired: use the LR images that the set holds instead of a degradation.
+        paired: use the LR images that the set holds; `degradation` does nothing then.
         up_kernel: how `up` is made from `lr`; part of every result.
         flip: mirror training patches at random.
         rotate: turn training patches by 90 degrees at random.
         val_crop: side of the centre patch in validation and test; None takes whole images.
         val_batch_size: images per validation batch; whole images of different sizes need 1.
         shuffle: window of the shuffle, in samples.
-        seed: of order, patches and degradations.
+        seed: of order, patches and degradations in training; None takes that of the run (`seed_everything`).
         max_bad: share of the training samples that may be damaged before the run stops.
         attention: folder of attention maps of the whole LR images, `<key without the set's name>.png`, which are
             cropped and mirrored with the images (YODA); None leaves the map to the method.
@@ -63,7 +69,7 @@ class SRDataModule(LightningDataModule, ABC):
         val_crop: int | None = None,
         val_batch_size: int = 1,
         shuffle: int = 10_000,
-        seed: int = 0,
+        seed: int | None = None,
         max_bad: float = 0.01,
         attention: str | None = None,
     ) -> None:
@@ -74,9 +80,12 @@ class SRDataModule(LightningDataModule, ABC):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer validation images than ranks
         self.scale, self.up_kernel, self.paired = scale, up_kernel, paired
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
-        self.shuffle, self.seed, self.max_bad = shuffle, seed, max_bad
+        self.shuffle, self.max_bad = shuffle, max_bad
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        if paired and degradation is not None:
+            _log.warning("paired: the LR images of the set are used, the degradation is not")
         self.degradation = degradation or Bicubic(scale)
-        self.train_crop = RandomCrop(crop, scale, seed, flip, rotate)
+        self.train_crop = RandomCrop(crop, scale, self.seed, flip, rotate)
         self.val_crop = CenterCrop(val_crop, scale)
         self.attention = None if attention is None else Path(attention).expanduser()
         self._batches_before = 0
@@ -163,8 +172,12 @@ class SRDataModule(LightningDataModule, ABC):
         """Degrades on the device: uint8 HR, or HR and LR, become a `Batch`. A batch that is one already stays."""
         if "draw" not in batch:
             return batch
-        hr = self.degradation.target(from_uint8(batch["hr"]))
-        lr = from_uint8(batch["lr"]) if "lr" in batch else self._degrade(hr, batch["key"], batch["draw"])
+        hr = from_uint8(batch["hr"])
+        if "lr" in batch:
+            lr = from_uint8(batch["lr"])
+        else:
+            hr = self.degradation.target(hr) if batch["training"] else hr  # results are compared with the photograph
+            lr = self._degrade(hr, batch)
         assembled = self.assemble(lr, batch["key"], hr)
         if "attention" in batch:
             grey = from_uint8(batch["attention"][:, :1])
@@ -178,7 +191,8 @@ class SRDataModule(LightningDataModule, ABC):
             batch["hr"] = signed(hr)
         return batch
 
-    def _degrade(self, hr: Tensor, keys: list[str], draws: list[int]) -> Tensor:
-        self.degradation.check_size(*hr.shape[-2:], key=keys[0])
-        drawn = zip(keys, draws, strict=True)
-        return self.degradation.apply(hr, [self.degradation.recipe(k, epoch=e, seed=self.seed) for k, e in drawn])
+    def _degrade(self, hr: Tensor, batch: RawBatch) -> Tensor:
+        self.degradation.check_size(*hr.shape[-2:], key=batch["key"][0])
+        seed = self.seed if batch["training"] else 0
+        drawn = zip(batch["key"], batch["draw"], strict=True)
+        return self.degradation.apply(hr, [self.degradation.recipe(key, epoch=e, seed=seed) for key, e in drawn])

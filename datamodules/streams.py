@@ -41,6 +41,7 @@ class RawBatch(TypedDict):
     attention: NotRequired[Tensor]  # uint8 [B,3,h,w], grey, where maps are given
     key: list[str]
     draw: list[int]  # the epoch each sample is seen in; 0 in validation
+    training: bool
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class TrainStream(IterableDataset[RawBatch]):
         place: this rank among all.
         seed: of the order.
         window: see `epoch_order`.
-        max_bad: share of the records that a worker may find bad before it gives up (5 are always allowed).
+        max_bad: share of the records that may be bad before this rank gives up (5 are always allowed).
         paired: whether samples carry their LR image.
         first: number of the batch to begin with.
     """
@@ -96,7 +97,9 @@ class TrainStream(IterableDataset[RawBatch]):
     first: int = 0
 
     def __post_init__(self) -> None:
-        self.bad: dict[int, str] = {}
+        self.bad = torch.zeros(len(self.source), dtype=torch.bool)
+        self.bad.share_memory_()  # type: ignore[no-untyped-call]  # one count for all workers, and for good
+        self.reasons: list[str] = []
 
     def __iter__(self) -> Iterator[RawBatch]:
         """The batches of this worker process, without end.
@@ -110,7 +113,7 @@ class TrainStream(IterableDataset[RawBatch]):
         for batch in count(self.first + offset, step):
             start = (batch * self.place.ranks + self.place.rank) * self.batch_size
             filled = [self._fill(slot, order) for slot in range(start, start + self.batch_size)]
-            yield collate([sample for sample, _ in filled], [draw for _, draw in filled])
+            yield collate([sample for sample, _ in filled], [draw for _, draw in filled], training=True)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         return epoch_order(self.source.groups, self.seed, epoch, self.window)
@@ -119,7 +122,7 @@ class TrainStream(IterableDataset[RawBatch]):
         epoch, place = divmod(slot, len(self.source))
         for step in range(len(self.source)):
             index = int(order(epoch)[(place + step) % len(self.source)])
-            if index in self.bad:
+            if self.bad[index]:
                 continue
             try:
                 return self.crop(self.source.sample(index, self.paired), draw=epoch), epoch
@@ -128,17 +131,18 @@ class TrainStream(IterableDataset[RawBatch]):
         raise DataError(f"no sample of the training set can be used: {self._listing()}")
 
     def _note(self, index: int, reason: str) -> None:
-        self.bad[index] = reason
-        allowed = max(_TOLERATED, int(self.max_bad * len(self.source)))
-        _log.warning("bad sample %d (at most %d of %d allowed): %s", len(self.bad), allowed, len(self.source), reason)
-        if len(self.bad) > allowed:
+        self.bad[index] = True
+        self.reasons.append(reason)
+        count, allowed = int(self.bad.sum()), max(_TOLERATED, int(self.max_bad * len(self.source)))
+        _log.warning("bad sample %d (at most %d of %d allowed): %s", count, allowed, len(self.source), reason)
+        if count > allowed:
             raise DataError(
-                f"{len(self.bad)} bad samples, more than {allowed} of {len(self.source)}: {self._listing()}. "
+                f"{count} bad samples, more than {allowed} of {len(self.source)}, such as {self._listing()}. "
                 "Repair or repack the set, or raise `max_bad`"
             )
 
     def _listing(self) -> str:
-        return "; ".join(list(self.bad.values())[:_TOLERATED])
+        return "; ".join(self.reasons[:_TOLERATED]) or "each was named before"
 
 
 @dataclass
@@ -175,7 +179,7 @@ class EvalStream(IterableDataset[RawBatch]):
         step, offset = (worker.num_workers, worker.id) if worker else (1, 0)
         for batch in self._batches()[offset::step]:
             samples = [self._sample(index) for index in batch]
-            yield collate(samples, [0] * len(samples))
+            yield collate(samples, [0] * len(samples), training=False)
 
     def _batches(self) -> list[range]:
         own = range(self.place.rank, len(self.source), self.place.ranks) or range(min(1, len(self.source)))
@@ -188,9 +192,10 @@ class EvalStream(IterableDataset[RawBatch]):
             raise DataError(f"an evaluation set must be whole: {error}. Repair it or take it out") from error
 
 
-def collate(samples: list[Sample], draws: list[int]) -> RawBatch:
+def collate(samples: list[Sample], draws: list[int], training: bool) -> RawBatch:
     """Stacks samples of one size."""
-    batch = RawBatch(hr=stack([sample.hr for sample in samples]), key=[sample.key for sample in samples], draw=draws)
+    keys = [sample.key for sample in samples]
+    batch = RawBatch(hr=stack([sample.hr for sample in samples]), key=keys, draw=draws, training=training)
     small = [sample.lr for sample in samples if sample.lr is not None]
     if small:
         batch["lr"] = stack(small)

@@ -17,10 +17,10 @@ class Degradation(ABC):
     The work is split in two so that any training step can be looked at again. `recipe` draws everything random for one
     image from a counter-based generator keyed by (seed, key, epoch) and knows no pixels; `apply` draws nothing and
     knows no keys. Neither the batch an image travels in, nor the rank, nor the worker matters. A validation set passes
-    the same epoch each time and so gets low-resolution images that are a function of the key alone.
+    epoch 0 and seed 0 always and so gets low-resolution images that are a function of the key alone.
 
-    First comes `hr = degradation.target(hr)`, then `lr = degradation(hr, keys=..., epoch=..., seed=...)`; the data
-    module takes the latter's two steps itself, since a training batch can span two epochs.
+    In training `hr = degradation.target(hr)` comes first, then `lr = degradation(hr, keys=..., epoch=..., seed=...)`;
+    the data module takes the latter's two steps itself, since a training batch can span two epochs.
 
     Attributes:
         scale: how many times smaller the low-resolution image is, per side.
@@ -32,7 +32,7 @@ class Degradation(ABC):
         self.scale = scale
 
     def target(self, hr: Tensor) -> Tensor:
-        """What a network learns to restore, `[B,3,H,W]` in [0,1]: `hr` itself unless a subclass sharpens it."""
+        """What a network is trained to restore, `[B,3,H,W]` in [0,1]: `hr` itself unless a subclass sharpens it."""
         return hr
 
     def recipe(self, key: str, *, epoch: int, seed: int) -> Recipe:

@@ -32,7 +32,7 @@ class RealESRGAN(Degradation):
 
     Attributes:
         scale: how many times smaller the low-resolution image is, per side.
-        gt_usm: whether targets are sharpened, and degraded from the sharpened image (`l1_gt_usm`).
+        gt_usm: whether training targets are sharpened, and degraded from the sharpened image (`l1_gt_usm`).
         blur_kernel_size: largest side of a blur kernel; odd.
         blur_kernel_size_min: smallest side; odd, 7 in the reference's code.
         kernel_list: kernel families to choose from.
@@ -118,7 +118,7 @@ class RealESRGAN(Degradation):
         return one_by_one(lambda i: unsharp_mask(hr[i : i + 1]), len(hr)) if alone else unsharp_mask(hr)
 
     def apply(self, hr: Tensor, recipes: Sequence[Recipe]) -> Tensor:
-        """See `Degradation.apply`; `hr` is what `target` returned. The result lies on 8-bit levels."""
+        """See `Degradation.apply`; `hr` is what `target` returned, in training. The result lies on 8-bit levels."""
         return carry_out(recipes, hr, scale=self.scale)
 
     def recipe(self, key: str, *, epoch: int, seed: int) -> Recipe:

@@ -107,9 +107,21 @@ def test_a_bad_sample_leaves_its_slot_to_the_next() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_bad_samples_are_one_clear_error(workers: int) -> None:
-    with pytest.raises(DataError, match=r"^6 bad samples, more than 5 of 40: n/\d+: broken;.*max_bad") as caught:
+    with pytest.raises(
+        DataError, match=r"^[67] bad samples, more than 5 of 40, such as n/\d+: broken.*max_bad"
+    ) as caught:
         take(stream(Numbers([40], damaged=range(20))), 40, workers)
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_bad_samples_are_counted_over_workers_and_restarts(workers: int) -> None:
+    """As where `limit_train_batches` ends an epoch of the trainer: the stream is iterated anew each time."""
+    training = stream(Numbers([40], damaged=[3, 14, 15, 26, 35, 38]), batch_size=1)
+    with pytest.raises(DataError, match="6 bad samples, more than 5 of 40"):
+        for start in range(0, 40, 8):
+            take(training, 8, workers, first=start)
+    assert int(training.bad.sum()) == 6
 
 
 def test_the_share_of_bad_samples_can_be_raised() -> None:
