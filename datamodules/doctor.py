@@ -1,15 +1,22 @@
-"""Examines sets before a long run: `python -m datamodules.doctor SET ... [--against SET ...]`.
+"""Examines sets before a long run.
 
-Shards against processes, image sizes against the crop, the alignment of pairs, modes and transparency, and duplicates
-within and between sets; each finding comes with what to do.
+    python -m datamodules.doctor data/div2k --crop 160 --scale 4 --ranks 8
+    python -m datamodules.doctor DIV2K_train_HR --against Set5 Set14 Urban100
+
+It compares shards with what was packed and with the processes that will read them, image sizes with the crop, HR with
+LR (shifts below a pixel), looks for modes and transparency, and for copies within and between sets; each finding comes
+with what to do. It ends with 1 where something is wrong. Copies of whole images cannot be seen in sub-images: look for
+test images in the folder that was packed.
 """
 
 import argparse
+import hashlib
 import io
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +29,13 @@ from rich.progress import track
 
 from datamodules.images import find_images, transparent
 from datamodules.likeness import copies, displacement, perceptual_hash
-from datamodules.shards import Shards, expand
+from datamodules.remote import is_remote
+from datamodules.shards import Shards, description, expand, packed
 from datamodules.sources import BadSample, Files, Source
 
 _SHIFT = 0.3  # LR pixels
+_TILE = re.compile(r"_s\d{3,}$")  # what the packer adds to the keys of sub-images
+_SHOWN = 10  # pairs of copies of two sets
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,8 @@ class Remark:
         return f"{'PROBLEM' if self.serious else 'note'}: {self.text}"
 
 
-def open_set(where: str) -> Source:
-    """The samples of a folder of images, of a folder of shards, or of shards named with braces or a glob.
+def open_sets(where: str) -> dict[str, Source]:
+    """The sets of a folder or URL of packed ones, or one of images, or of shards named with braces or a glob; by label.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -61,11 +71,14 @@ def open_set(where: str) -> Source:
     path = Path(where)
     if ".tar" in where:
         named = sorted(str(file) for file in path.parent.glob(path.name)) if "*" in where else expand(where)
-        return Shards(named, path.name.partition("-")[0])
+        return {where: Shards(named, path.name.partition("-")[0])}
+    if is_remote(where) or (path / "dataset.json").is_file():
+        root = where.rstrip("/")
+        return {f"{root}/{wanted}": packed(root, wanted) for wanted in description(root)}
     shards = sorted(path.glob("*.tar")) if path.is_dir() else []
     if shards:
-        return Shards([str(shard) for shard in shards], path.name)
-    return Files("", path if path.is_dir() else path.parent, find_images(path))
+        return {where: Shards([str(shard) for shard in shards], path.name)}
+    return {where: Files("", path if path.is_dir() else path.parent, find_images(path))}
 
 
 def examine(source: Source, index: int) -> Findings:
@@ -101,8 +114,10 @@ def remarks(source: Source, findings: Sequence[Findings], crop: int, scale: int,
             yield Remark(True, f"{finding.trouble}: repair or repack it")
     yield from _about_images([finding for finding in findings if not finding.trouble], crop)
     yield from _about_pairs([finding for finding in findings if not finding.trouble], scale)
-    for one, other in copies([finding.code for finding in findings]):
-        yield Remark(False, f"{findings[one].key} and {findings[other].key} look the same: keep one")
+    alike = [(findings[one].key, findings[other].key) for one, other in copies([found.code for found in findings])]
+    alike = [(one, other) for one, other in alike if _TILE.sub("", one) != _TILE.sub("", other)]
+    if alike:
+        yield Remark(False, f"{len(alike)} pairs of images look the same ({_listed(alike)}): keep one of each")
 
 
 def _about_shards(source: Shards, processes: int) -> Iterator[Remark]:
@@ -113,19 +128,25 @@ def _about_shards(source: Shards, processes: int) -> Iterator[Remark]:
         contents = source.contents(shard)
         if contents.damage or len(contents.entries) != counted:
             text = f"{url}: {len(contents.entries)} of {counted} samples {contents.damage}"
-            yield Remark(True, f"{text}: fetch or pack it again")
+            yield Remark(True, f"{text}: copy, fetch or pack it again")
+        elif source.digests[shard] not in (None, _digest(contents.path)):
+            yield Remark(True, f"{url}: its bytes are not those that were packed: copy, fetch or pack it again")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _about_images(findings: Sequence[Findings], crop: int) -> Iterator[Remark]:
     small = [finding.key for finding in findings if min(finding.size) < crop]
     if small:
-        yield Remark(True, f"{_some(small)} below the crop of {crop}: lower `crop`, or pack with --leave_out true")
+        yield Remark(
+            True, f"{_some(small)} below the crop of {crop}: lower `crop`, or pack with --crop {crop} --leave_out true"
+        )
     for mode, count in Counter(finding.mode for finding in findings).items():
         if mode != "RGB":
             yield Remark("transparency" in mode, f"{count} images are {mode}: they are read as 8-bit RGB on white")
-    twice = [key for key, count in Counter(finding.key for finding in findings).items() if count > 1]
-    if twice:
-        yield Remark(True, f"{_some(twice)} there more than once: rename and repack")
 
 
 def _about_pairs(findings: Sequence[Findings], scale: int) -> Iterator[Remark]:
@@ -145,6 +166,10 @@ def _some(keys: Sequence[str]) -> str:
     return f"{len(keys)} samples ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}) are"
 
 
+def _listed(pairs: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{one} and {other}" for one, other in pairs[:5]) + (", ..." if len(pairs) > 5 else "")
+
+
 def shared(one: Sequence[Findings], other: Sequence[Findings]) -> Iterator[tuple[str, str]]:
     """Keys of images that two sets have in common."""
     both = [*one, *other]
@@ -162,36 +187,52 @@ def examine_all(source: Source, label: str, processes: int) -> list[Findings]:
         return list(track(pool.map(look, range(len(source)), chunksize=16), label, len(source), transient=True))
 
 
+def between(found: Mapping[str, Sequence[Findings]]) -> Iterator[Remark]:
+    """What is worth saying about each two of several sets."""
+    for one, other in combinations(found, 2):
+        if _tiled(found[one]) != _tiled(found[other]):
+            yield Remark(False, f"{one} and {other}: sub-images do not look like whole ones; compare what was packed")
+        both = list(shared(found[one], found[other]))
+        for first, second in both[:_SHOWN]:
+            yield Remark(True, f"{first} of {one} and {second} of {other} look the same: take it out of one of them")
+        if len(both) > _SHOWN:
+            yield Remark(True, f"and {len(both) - _SHOWN} more that {one} and {other} have in common")
+
+
+def _tiled(findings: Sequence[Findings]) -> bool:
+    return any(_TILE.search(finding.key) for finding in findings)
+
+
 def report(options: argparse.Namespace) -> bool:
     """Prints what was found; returns whether something is wrong.
 
     Raises:
         FileNotFoundError: a set is not there.
     """
-    sources = {where: open_set(where) for where in [*options.sets, *options.against]}
-    found = {where: examine_all(source, f"reading {where}", options.jobs) for where, source in sources.items()}
+    trained = {label: source for where in options.sets for label, source in open_sets(where).items()}
+    sources = trained | {label: source for where in options.against for label, source in open_sets(where).items()}
+    found = {label: examine_all(source, f"reading {label}", options.jobs) for label, source in sources.items()}
+    processes = options.ranks * max(options.workers, 1)
     serious = False
-    for where in options.sets:
-        processes = options.ranks * max(options.workers, 1)
-        lines = list(remarks(sources[where], found[where], options.crop, options.scale, processes))
-        print(f"{where}: {len(sources[where])} samples, {len(lines)} remarks", *lines, sep="\n  ")
+    for label, source in trained.items():
+        lines = list(remarks(source, found[label], options.crop, options.scale, processes))
+        print(f"{label}: {len(source)} samples, {len(lines)} remarks", *lines, sep="\n  ")
         serious = serious or any(line.serious for line in lines)
-    for one, other in combinations(found, 2):
-        for first, second in shared(found[one], found[other]):
-            serious = True
-            print(f"PROBLEM: {first} of {one} and {second} of {other} look the same: take it out of one of them")
-    return serious
+    lines = list(between(found))
+    print(*lines, sep="\n", end="\n" if lines else "")
+    return serious or any(line.serious for line in lines)
 
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m datamodules.doctor", description="Examines sets before a long run.")
-    parser.add_argument("sets", nargs="+", help="folders of images or of shards, or shards as 'x-train-*.tar'")
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m datamodules.doctor", description=__doc__, formatter_class=layout)
+    parser.add_argument("sets", nargs="+", help="folders (or URLs) of packed sets, folders of images, or 'x-*.tar'")
     parser.add_argument("--against", nargs="+", default=[], help="test sets, which must share no image with the others")
-    parser.add_argument("--crop", type=int, default=160, help="side of the training patches")
-    parser.add_argument("--scale", type=int, default=4, help="HR size over LR size, for pairs")
-    parser.add_argument("--ranks", type=int, default=1, help="processes that will train")
-    parser.add_argument("--workers", type=int, default=4, help="loading processes of each")
+    parser.add_argument("--crop", type=int, default=160, help="side of the training patches (160)")
+    parser.add_argument("--scale", type=int, default=4, help="HR size over LR size, for pairs (4)")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that will train (1)")
+    parser.add_argument("--workers", type=int, default=4, help="loading processes of each (4)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes the doctor itself uses")
     return parser
 

@@ -3,13 +3,15 @@
 import hashlib
 import logging
 import os
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from contextlib import closing
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 from webdataset.gopen import gopen
@@ -30,25 +32,42 @@ def is_remote(url: str) -> bool:
     return "://" in url or url.startswith("pipe:")
 
 
-def fetch(url: str, cache: Path, timeout: float) -> Path:
+def fetch(url: str, cache: Path, timeout: float, digest: str | None = None) -> Path:
     """Brings a remote file into `cache`, once for all processes of this machine.
+
+    Args:
+        url: where it is.
+        cache: folder for it.
+        timeout: seconds without a byte after which an attempt has failed.
+        digest: its sha256, which is checked; a file of another digest behind the same URL is another file.
 
     Raises:
         OSError: it is not there (HTTP 4xx), or could not be fetched in three attempts.
     """
-    target = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{url.rpartition('/')[2]}"
+    name = urlsplit(url).path.rpartition("/")[2][-80:]
+    target = cache / f"{hashlib.sha256((digest or url).encode()).hexdigest()[:16]}-{name}"
     if target.exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        return target if target.exists() else _download_in_attempts(url, target, timeout)
+        return target if target.exists() else _download_in_attempts(url, target, timeout, digest)
 
 
-def _download_in_attempts(url: str, target: Path, timeout: float) -> Path:
+def read(url: str, timeout: float) -> bytes:
+    """What stands behind a URL now; for small files that may change.
+
+    Raises:
+        OSError: see `fetch`.
+    """
+    with tempfile.TemporaryDirectory(prefix="diffsr-") as folder:
+        return _download_in_attempts(url, Path(folder) / "content", timeout).read_bytes()
+
+
+def _download_in_attempts(url: str, target: Path, timeout: float, digest: str | None = None) -> Path:
     for attempt in range(_ATTEMPTS):
         time.sleep(2.0**attempt - 1)
         try:
-            return download(url, target, timeout)
+            return download(url, target, timeout, digest)
         except OSError as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500:
                 raise
@@ -57,19 +76,27 @@ def _download_in_attempts(url: str, target: Path, timeout: float) -> Path:
     raise OSError(f"{url}: not fetched in {_ATTEMPTS} attempts: {failure}")
 
 
-def download(url: str, target: Path, timeout: float) -> Path:
+def download(url: str, target: Path, timeout: float, digest: str | None = None) -> Path:
     """Writes what a URL holds to `target`, which appears when it is complete.
 
     Raises:
-        OSError: no connection, no answer within `timeout` seconds, or fewer bytes than promised.
+        OSError: no connection, no answer within `timeout` seconds, fewer bytes than promised, or another sha256 than
+            `digest`.
     """
     part = target.with_name(target.name + ".part")
-    with closing(_open(url, timeout)) as stream, part.open("wb") as file:
-        while block := stream.read(1 << 20):
-            file.write(block)
-        promised = stream.headers["Content-Length"] if isinstance(stream, HTTPResponse) else None
-        if promised is not None and file.tell() != int(promised):
-            raise OSError(f"{url}: the connection closed after {file.tell()} of {promised} bytes")
+    seen = hashlib.sha256()
+    try:
+        with closing(_open(url, timeout)) as stream, part.open("wb") as file:
+            while block := stream.read(1 << 20):
+                file.write(block)
+                seen.update(block)
+            promised = stream.headers["Content-Length"] if isinstance(stream, HTTPResponse) else None
+            if promised is not None and file.tell() != int(promised):
+                raise OSError(f"{url}: the connection closed after {file.tell()} of {promised} bytes")
+    except HTTPException as error:
+        raise OSError(f"{url}: {error!r}") from error
+    if digest is not None and seen.hexdigest() != digest:
+        raise OSError(f"{url}: its sha256 is {seen.hexdigest()}, not {digest}")
     part.replace(target)
     return target
 
@@ -78,5 +105,8 @@ def _open(url: str, timeout: float) -> IO[bytes]:
     if url.startswith(("http://", "https://")):
         response: IO[bytes] = urllib.request.urlopen(url, timeout=timeout)
         return response
-    stream: IO[bytes] = gopen(url, "rb")
+    try:
+        stream: IO[bytes] = gopen(url, "rb")
+    except ValueError as error:  # webdataset knows no such scheme, s3:// for one
+        raise OSError(f"{error}; give pipe:COMMAND, where COMMAND writes the file to its output") from error
     return stream

@@ -7,7 +7,7 @@ and is a local one from then on. Only image members are ever read, and only an i
 import json
 import tarfile
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -18,7 +18,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from datamodules.images import SUFFIXES
-from datamodules.remote import cache_folder, fetch, is_remote
+from datamodules.remote import cache_folder, fetch, is_remote, read
 from datamodules.sources import BadSample, Record, Source
 
 
@@ -75,11 +75,12 @@ class Shards(Source):
     """The samples of a list of shards.
 
     Args:
-        urls: local paths, `http(s)://`, or whatever webdataset opens (`pipe:`, `s3://`, ...).
+        urls: local paths, `http(s)://`, or whatever webdataset opens (`pipe:aws s3 cp s3://... -`, `gs://`, `hf://`).
         name: the set's name, the first part of every key.
         counts: samples in each shard, where known; else the headers of all shards are read first.
         cache: folder for remote shards; by default `cache_folder() / "shards"`.
         timeout: seconds without a byte after which a remote read has failed.
+        digests: sha256 of each shard, where known; what is fetched is compared with it.
 
     Raises:
         FileNotFoundError: a local shard is not there.
@@ -93,15 +94,19 @@ class Shards(Source):
         counts: Sequence[int] | None = None,
         cache: Path | None = None,
         timeout: float = 30.0,
+        digests: Sequence[str | None] | None = None,
     ) -> None:
         self.urls, self.name = list(urls), name
+        self.digests = digests or [None] * len(self.urls)
         self.cache, self.timeout = cache or cache_folder() / "shards", timeout
         missing = [url for url in self.urls if not is_remote(url) and not Path(url).is_file()]
         if missing or not self.urls:
             what = f"{missing[0]} ({len(missing)} of {len(self.urls)} are missing)" if missing else "no shard given"
             raise FileNotFoundError(f"{name}: {what}")
         self._contents = lru_cache(maxsize=256)(self._read_contents)
-        self._counts = list(counts or (len(self.contents(shard).entries) for shard in range(len(self.urls))))
+        keys = [] if counts else list(self._keys())
+        self._counts = list(counts or map(len, keys))
+        self._first = in_several(keys)
         self._starts = [0, *accumulate(self._counts)]
 
     def __getstate__(self) -> dict[str, object]:
@@ -149,17 +154,15 @@ class Shards(Source):
             OSError: it cannot be fetched.
         """
         url = self.urls[shard]
-        return fetch(url, self.cache, self.timeout) if is_remote(url) else Path(url)
+        return fetch(url, self.cache, self.timeout, self.digests[shard]) if is_remote(url) else Path(url)
 
     def duplicates(self) -> list[str]:
         """Keys that stand in more than one shard; reads the headers of all of them."""
-        seen: set[str] = set()
-        twice: list[str] = []
+        return [f"{self.name}/{key}" for key in in_several(self._keys())]
+
+    def _keys(self) -> Iterator[list[str]]:
         for shard in range(len(self.urls)):
-            keys = [f"{self.name}/{entry.key}" for entry in self.contents(shard).entries]
-            twice += [key for key in keys if key in seen]
-            seen.update(keys)
-        return twice
+            yield [entry.key for entry in self.contents(shard).entries]
 
     def _place(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._starts, index) - 1
@@ -172,6 +175,8 @@ class Shards(Source):
         where = f"{self.urls[shard]} {entry.key}"
         if entry.repeated:
             raise BadSample(f"{where}: the same image member stands twice (duplicate key)")
+        if self._first.get(entry.key, shard) != shard:
+            raise BadSample(f"{where}: {self.urls[self._first[entry.key]]} has this key too (duplicate key)")
         if "hr" not in entry.images:
             held = ", ".join([*entry.images, *entry.others])
             raise BadSample(f"{where}: no HR image; it should be named {entry.key}.hr.png (found {held})")
@@ -185,6 +190,14 @@ class Shards(Source):
                 if len(images[role]) < size:
                     raise BadSample(f"{path} {entry.key}: truncated, {len(images[role])} of {size} bytes are there")
         return Record(f"{self.name}/{entry.key}", images["hr"], images.get("lr"))
+
+
+def in_several(groups: Iterable[Sequence[str]]) -> dict[str, int]:
+    """Keys that stand in more than one group, and the first group of each."""
+    first: dict[str, int] = {}
+    return {
+        key: first[key] for group, keys in enumerate(groups) for key in keys if first.setdefault(key, group) != group
+    }
 
 
 def expand(pattern: str) -> list[str]:
@@ -202,18 +215,24 @@ def packed(root: str, wanted: str) -> Shards:
     Raises:
         FileNotFoundError: `root` has no `dataset.json`, or that has no such set, or a shard is gone.
     """
-    listed = _description(root)
+    listed = description(root)
     if wanted not in listed:
         raise FileNotFoundError(f"{root}: holds no set {wanted!r} (it holds {', '.join(listed) or 'none'})")
-    urls = [f"{root}/{shard['file']}" for shard in listed[wanted]]
-    return Shards(urls, wanted.rpartition("-")[0], [shard["samples"] for shard in listed[wanted]])
+    shards = listed[wanted]
+    urls, counts = [f"{root}/{shard['file']}" for shard in shards], [shard["samples"] for shard in shards]
+    return Shards(urls, wanted.rpartition("-")[0], counts, digests=[shard.get("sha256") for shard in shards])
 
 
-def _description(root: str) -> dict[str, list[dict[str, Any]]]:
+def description(root: str) -> dict[str, list[dict[str, Any]]]:
+    """What the `dataset.json` below a folder or URL lists: the shards of each set, by "{name}-{split}".
+
+    Raises:
+        FileNotFoundError: it is not there, or is none.
+    """
     url = f"{root}/dataset.json"
     try:
-        path = fetch(url, cache_folder() / "shards", timeout=30.0) if is_remote(url) else Path(url)
-        splits = json.loads(path.read_text())["splits"]
+        content = read(url, timeout=30.0) if is_remote(url) else Path(url).read_bytes()
+        splits = json.loads(content)["splits"]
         return {f"{split['name']}-{split['split']}": split["shards"] for split in splits}
     except OSError as error:
         raise FileNotFoundError(f"{url}: {error.strerror or error}") from error

@@ -55,12 +55,60 @@ def test_damage_size_mode_and_keys(tmp_path: Path, capsys: pytest.CaptureFixture
     cut.write_bytes(cut.read_bytes()[:-12000])
     serious, text = said(capsys, f"{tmp_path}/set-*.tar", "--crop", "64", "--workers", "1")
     assert serious
-    assert "1 samples (set/small) are below the crop of 64: lower `crop`, or pack with --leave_out true" in text
+    assert "1 samples (set/small) are below the crop of 64: lower `crop`, or pack with --crop 64 --leave" in text
     assert "note: 1 images are L" in text
     assert "PROBLEM: 1 images are RGBA with transparency" in text
     assert "zero bytes: repair or repack it" in text
-    assert "(set/a) are there more than once: rename and repack" in text
+    assert f"set-000001.tar a: {tmp_path}/set-000000.tar has this key too (duplicate key): repair or repack it" in text
     assert "set-000002.tar: 1 of 1 samples truncated" in text or "set-000002.tar: 2 of 2 samples truncated" in text
+
+
+def test_shards_that_are_not_those_that_were_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pack_folder(str(photographs(tmp_path / "in")), str(tmp_path / "out"), "set", per_shard=1, workers=1)
+    cut, changed, *_ = (tmp_path / "out" / f"set-train-{number:06d}.tar" for number in range(4))
+    cut.write_bytes(cut.read_bytes()[:-12000])
+    with changed.open("r+b") as shard:
+        shard.seek(150)
+        shard.write(b"?")
+    serious, text = said(capsys, str(tmp_path / "out"), "--crop", "64", "--workers", "1")
+    assert serious and f"{tmp_path}/out/set-train: 4 samples, " in text
+    assert f"PROBLEM: {changed}: " in text
+    assert f"PROBLEM: {cut}: " in text and "set-train-000002" not in text
+    cut.unlink()
+    with pytest.raises(FileNotFoundError, match=r"set-train-000000\.tar \(1 of 4 are missing\)"):
+        said(capsys, str(tmp_path / "out"))
+
+
+def test_a_bit_that_changed_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pack_folder(str(photographs(tmp_path / "in", 1)), str(tmp_path / "out"), "set", workers=1)
+    path = tmp_path / "out" / "set-train-000000.tar"
+    content = bytearray(path.read_bytes())
+    content[content.index(b'"source"') + 2] ^= 1  # in the sample's description, which nothing decodes
+    path.write_bytes(content)
+    serious, text = said(capsys, str(tmp_path / "out"), "--crop", "64", "--workers", "1")
+    assert serious and f"PROBLEM: {path}: its bytes are not those that were packed: copy, fetch or" in text
+
+
+def test_splits_of_one_folder_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        pack_folder(str(photographs(tmp_path / split, 2)), str(tmp_path / "out"), "set", split, workers=1)
+    serious, text = said(capsys, str(tmp_path / "out"), "--crop", "64", "--workers", "1")
+    out = tmp_path / "out"
+    assert serious and f"PROBLEM: set/0000 of {out}/set-train and set/0000 of {out}/set-val look the same" in text
+
+
+def test_sub_images_are_not_taken_for_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = photographs(tmp_path / "in")
+    pack_folder(str(whole), str(tmp_path / "out"), "set", crop=48, step=24, workers=1)
+    _, text = said(capsys, str(tmp_path / "out"), "--against", str(whole), "--crop", "48", "--workers", "1")
+    assert "note: " in text and "sub-images do not look like whole ones; compare what was packed" in text
+
+
+def test_copies_within_a_set_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("0", "1", "2", "3", "sky_s001", "sky_s002"):
+        save(tmp_path / f"{name}.png", 9 if "sky" in name else 0, 96, 120)
+    serious, text = said(capsys, str(tmp_path), "--crop", "64")
+    assert not serious and "note: 6 pairs of images look the same (0 and 1, " in text  # not neighbours in one image
 
 
 def test_pairs_that_are_shifted_or_of_another_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

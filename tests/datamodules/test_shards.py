@@ -15,11 +15,12 @@ import pytest
 
 from datamodules.crops import RandomCrop
 from datamodules.loader import Loader
+from datamodules.pack import pack_folder
 from datamodules.packed import Packed
 from datamodules.shards import Shards, expand, packed, read_contents
 from datamodules.sources import BadSample, Joined
 from datamodules.streams import DataError, TrainStream
-from tests.datamodules.trees import picture, png, write_tar
+from tests.datamodules.trees import picture, png, save, write_tar
 
 
 def images(count: int, first: int = 0, size: tuple[int, int] = (24, 32)) -> dict[str, bytes]:
@@ -63,7 +64,7 @@ def test_pairs_and_plain_names(tmp_path: Path) -> None:
     source = Shards([str(write_tar(tmp_path / "x.tar", members))], "x")
     assert source.sample(0, paired=True).lr is not None
     assert source.sample(1, paired=False).key == "x/b"
-    with pytest.raises(BadSample, match="x/b: its LR partner is missing"):
+    with pytest.raises(BadSample, match=r"x/b: its LR partner is missing .*--lr"):
         source.sample(1, paired=True)
 
 
@@ -117,6 +118,10 @@ def test_keys_that_stand_in_two_shards_are_found(tmp_path: Path) -> None:
     assert Shards(urls, "x").duplicates() == ["x/0001"]
     with pytest.raises(DataError, match="val: x/0001 stands twice in the set; "):
         Packed(str(tmp_path), val=f"{tmp_path}/x-{{a,b}}.tar").val_dataloader()
+    source = Shards(urls, "x")
+    assert [source.record(index).key for index in (0, 1, 3)] == ["x/0000", "x/0001", "x/0002"]
+    with pytest.raises(BadSample, match=r"x-b\.tar 0001: .*x-a\.tar has this key too \(duplicate key\)"):
+        source.record(2)
 
 
 @pytest.mark.parametrize("kept", [0.9, 0.5, 0.1])
@@ -149,7 +154,7 @@ def test_a_vanished_shard_is_counted_and_then_one_clear_error(tmp_path: Path) ->
     batches = iter(Loader(stream, 0))
     next(batches)
     Path(urls[0]).unlink()
-    with pytest.raises(DataError, match=r"6 bad samples, more than 5 of 20: .*x-train-000000\.tar.*No such file"):
+    with pytest.raises(DataError, match=r"6 bad samples, more than 5 of 20, .*x-train-000000\.tar.*No such file"):
         list(islice(batches, 20))
 
 
@@ -173,7 +178,10 @@ def test_a_broken_description_is_named(text: str, tmp_path: Path) -> None:
 def test_an_absent_set_names_what_is_there_and_the_way_out(tmp_path: Path) -> None:
     describe(tmp_path, {})
     data = Packed(str(tmp_path), train="y-train")
-    with pytest.raises(FileNotFoundError, match=r"no set 'y-train' \(it holds x-train\).*\.pack.*photos\.yaml"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no set 'y-train' \(it holds x-train\).*\.pack FOLDER .* --name y --split train.*photos\.yaml",
+    ):
         data.train_dataloader()
     with pytest.raises(FileNotFoundError, match=r"no val set: give data\.init_args\.val"):
         data.val_dataloader()
@@ -207,6 +215,39 @@ def test_shards_behind_a_url_are_fetched_once(server: str, tmp_path: Path, monke
     for path in paths:
         path.unlink()
     assert sorted(next(iter(data.train_dataloader()))["key"]) == sorted(keys)
+
+
+def test_a_set_that_was_packed_anew_behind_its_url_is_fetched_anew(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFSR_CACHE", str(tmp_path / "cache"))
+    for count in (2, 3):
+        for index in range(count):
+            save(tmp_path / str(count) / f"{index}.png", index)
+        pack_folder(str(tmp_path / str(count)), str(tmp_path / "served"), "x", overwrite=True, workers=1)
+        source = packed(server, "x-train")
+        assert [source.record(index).key for index in range(len(source))] == [f"x/{index}" for index in range(count)]
+
+
+def test_a_shard_of_other_bytes_than_described_is_named(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFSR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    save(tmp_path / "in" / "a.png", 0)
+    pack_folder(str(tmp_path / "in"), str(tmp_path / "served"), "x", workers=1)
+    with (tmp_path / "served" / "x-train-000000.tar").open("r+b") as shard:
+        shard.seek(600)
+        shard.write(b"?")
+    with pytest.raises(BadSample, match=r"x-train-000000\.tar: its sha256 is \w+, not \w+"):
+        packed(server, "x-train").record(0)
+
+
+def test_a_scheme_that_nobody_opens_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    source = Shards(["s3://bucket/x.tar"], "x", counts=[3], cache=tmp_path / "cache")
+    with pytest.raises(BadSample, match=r"s3://bucket/x\.tar: .*give pipe:COMMAND"):
+        source.record(0)
 
 
 def test_shards_named_by_url_need_no_description(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
