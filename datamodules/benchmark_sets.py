@@ -48,7 +48,7 @@ class BenchmarkSet(SRDataModule):
             raise FileNotFoundError(f"{self.set} is for test only: give a training set with --config configs/data/...")
         hr = [file for file in self._files(_HR) if not file.stem.endswith("_LR")]
         if len(hr) != _IMAGES[self.set]:
-            raise FileNotFoundError(f"{self.root}: has {len(hr)} of the {_IMAGES[self.set]} images of {self.set}")
+            raise FileNotFoundError(f"{self.root}: holds {len(hr)} images of {self.set}, which has {_IMAGES[self.set]}")
         if not self.paired:
             return Files(self.set.lower(), hr[0].parent, hr)
         lr = [file for file in self._files(_LR) if not file.stem.endswith("_HR")]

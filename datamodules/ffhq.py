@@ -29,7 +29,7 @@ class Faces(Packed):
         options: those of `SRDataModule`.
     """
 
-    prepare = "python -m datamodules.ffhq FACES {root} --size SIZE --scale SCALE"
+    prepare = "python -m datamodules.ffhq FACES {root} --name {family} --size {crop} --scale {scale}"
 
     def __init__(
         self,

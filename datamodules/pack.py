@@ -1,4 +1,4 @@
-"""Packs a folder of images, or of HR/LR pairs, into shards: `python -m datamodules.pack FOLDER OUT --name N`."""
+"""Packs a folder of images, or of HR/LR pairs, into shards: `python -m datamodules.pack FOLDER OUT [--name N ...]`."""
 
 import logging
 import os
@@ -15,21 +15,32 @@ from datamodules.pieces import Piece, View, image_size, tiles
 from datamodules.sources import unique_stems
 
 _ROLE = re.compile(r"(_HR|_LR\d?|_?x\d)$", re.IGNORECASE)  # 0801x4, Canon_001_LR4, Canon_10_x1
+_PAIRS = (("hr", "lr"), ("HR", "LR"), ("gt", "lq"), ("GT", "LQ"), ("test_HR", "test_LR"))  # folders side by side
 _SHOWN = 10
 
 
 def pairs(hr: Sequence[Path], lr: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """HR files with their LR partners: the same name but for endings such as x4, _LR4, _HR.
+    """HR files with their LR partners: the same name, or the same but for endings such as x4, _LR4, _HR.
 
     Raises:
-        PackError: a file without a partner.
+        PackError: a file without a partner, or with two.
     """
-    partners = {_ROLE.sub("", path.stem): path for path in lr}
-    wanted = {_ROLE.sub("", path.stem): path for path in hr}
+    alike = sorted(path.stem for path in hr) == sorted(path.stem for path in lr)
+    partners, wanted = _by_name(lr, alike), _by_name(hr, alike)
     lonely = [str(path) for stem, path in {**partners, **wanted}.items() if stem not in partners or stem not in wanted]
     if lonely:
         raise PackError(f"without a partner: {_listing(lonely)}")
     return [(path, partners[stem]) for stem, path in wanted.items()]
+
+
+def _by_name(files: Sequence[Path], alike: bool) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for path in files:
+        name = path.stem if alike else _ROLE.sub("", path.stem)
+        if name in named:
+            raise PackError(f"{named[name]} and {path} have one name: rename one, or pack their folders apart")
+        named[name] = path
+    return named
 
 
 def _listing(names: Sequence[str]) -> str:
@@ -106,14 +117,14 @@ def pack_folder(
     overwrite: bool = False,
     workers: int = os.cpu_count() or 1,
 ) -> None:
-    """Packs a folder of images into WebDataset shards.
+    """Packs a folder of images, or of HR/LR pairs, into WebDataset shards.
 
     Args:
-        folder: HR images, or images without partners.
+        folder: images; or pairs, in two folders in it called hr and lr, or gt and lq.
         out: folder for the shards and dataset.json; a killed run goes on there.
         name: of the set; the folder's name by default.
         split: of the set: train, val, test, ...
-        lr: folder of LR partners; files may be called as the HR ones, or end in x4, _LR4, ...
+        lr: folder of the LR partners, wherever it lies; files may be called as the HR ones, or end in x4, _LR4, ...
         crop: side of the square sub-images; whole images by default. DIV2K is usually cut with 480.
         step: between sub-images; `crop` by default. DIV2K is usually cut with 240.
         per_shard: samples in a shard.
@@ -122,19 +133,28 @@ def pack_folder(
         overwrite: replace shards of this set that were packed with other settings.
         workers: processes.
     """
-    root = Path(folder)
-    small = find_images(Path(lr)) if lr else None
-    pieces = plan(find_images(root), root, small, crop, step, leave_out)
-    packing = Packing(name or root.resolve().name, split, per_shard, licence, leave_out)
+    root, small = _roots(Path(folder), lr)
+    pieces = plan(find_images(root), root, find_images(small) if small else None, crop, step, leave_out)
+    packing = Packing(name or Path(folder).resolve().name, split, per_shard, licence, leave_out)
     pack(pieces, Path(out), packing, workers=workers, overwrite=overwrite)
     print(f"{len(pieces)} samples of {packing.prefix} are in {out}")
 
 
+def _roots(folder: Path, lr: str | None) -> tuple[Path, Path | None]:
+    """Where the HR images are, and their LR partners if there are any."""
+    if lr is not None:
+        return folder, Path(lr)
+    found = [
+        (folder / high, folder / low) for high, low in _PAIRS if (folder / high).is_dir() and (folder / low).is_dir()
+    ]
+    return found[0] if found else (folder, None)
+
+
 def command(function: Callable[..., None]) -> None:
-    """Runs a function as a command line; errors in what the user gave are one message and exit code 1."""
+    """Runs a function of this package as a command line; errors in what the user gave are one message, exit code 1."""
     logging.basicConfig(format="%(message)s")
     try:
-        auto_cli(function, as_positional=True)
+        auto_cli(function, as_positional=True, prog=f"python -m datamodules.{Path(sys.argv[0]).stem}")
     except (PackError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -1,5 +1,6 @@
 """Sets in shards: what `datamodules.pack` wrote, or anyone's tars, below a folder or a URL."""
 
+import os
 from typing import Any, ClassVar
 
 from datamodules.base import SRDataModule
@@ -19,7 +20,7 @@ class Packed(SRDataModule):
         options: those of `SRDataModule`.
     """
 
-    prepare: ClassVar[str] = "python -m datamodules.pack FOLDER {root}"
+    prepare: ClassVar[str] = "python -m datamodules.pack FOLDER {root} --name {name} --split {split}"
     without: ClassVar[str] = "train on the bundled photographs with --config configs/data/photos.yaml"
 
     def __init__(
@@ -31,7 +32,7 @@ class Packed(SRDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.root = root.rstrip("/")
+        self.root = os.path.expanduser(root).rstrip("/")
         self.sets = {"train": train, "val": val, "test": test or val}
 
     def source(self, split: str) -> Source:
@@ -45,8 +46,14 @@ class Packed(SRDataModule):
             raise FileNotFoundError(f"no {split} set: give data.init_args.{split}")
         try:
             if ".tar" in sets:
-                return Shards(expand(sets), sets.rpartition("/")[2].partition("-")[0])
+                return Shards(expand(os.path.expanduser(sets)), sets.rpartition("/")[2].partition("-")[0])
             return Joined([packed(self.root, wanted) for wanted in sets.split("+")])
         except FileNotFoundError as error:
-            ways = f"prepare it with `{self.prepare.format(root=self.root)}`, or {self.without}"
+            ways = f"prepare it with `{self._command(sets)}`, or {self.without}"
             raise FileNotFoundError(f"{type(self).__name__} is not ready: {error}; {ways}") from error
+
+    def _command(self, sets: str) -> str:
+        name, _, split = sets.partition("+")[0].rpartition("-")
+        family = name.partition("_")[0]
+        crop = self.train_crop.size
+        return self.prepare.format(root=self.root, name=name, split=split, family=family, crop=crop, scale=self.scale)

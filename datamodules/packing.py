@@ -129,6 +129,7 @@ def _claim(out: Path, packing: Packing, fingerprint: str, overwrite: bool) -> No
                 f"{out}: holds {packing.prefix} packed from other files or with other settings; "
                 "give another folder, delete those shards, or pack with --overwrite true"
             )
+        _list(out, packing, None)  # nobody shall take the new shards for those that were described
     for path in stale:
         path.unlink()
     with whole_file(note) as file:
@@ -211,8 +212,16 @@ def _enter(out: Path, packing: Packing, fingerprint: str, shards: list[dict[str,
         "fingerprint": fingerprint,
         "shards": shards,
     }
+    _list(out, packing, entry)
+
+
+def _list(out: Path, packing: Packing, entry: dict[str, Any] | None) -> None:
+    """Puts `entry` in the place of the split in `dataset.json`; None takes the split out of it."""
     with FileLock(out / ".dataset.lock"):
-        splits = [split for split in _description(out) if not _is(split, packing)] + [entry]
+        listed = _description(out)
+        splits = [split for split in listed if not _is(split, packing)] + ([entry] if entry else [])
+        if splits == listed:
+            return
         splits.sort(key=lambda split: (split["name"], split["split"]))
         with whole_file(out / "dataset.json") as file:
             file.write(json.dumps({"format": 1, "splits": splits}, indent=1).encode())

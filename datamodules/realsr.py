@@ -29,7 +29,7 @@ class RealSR(Packed):
         options: those of `SRDataModule`.
     """
 
-    prepare = "python -m datamodules.realsr RAW {root} --scale SCALE"
+    prepare = "python -m datamodules.realsr RAW {root} --name {family} --scale {scale}"
     set: ClassVar[str] = "realsr"
 
     def __init__(self, root: str = "data/realsr", scale: int = 4, **options: Any) -> None:
@@ -46,7 +46,6 @@ class DRealSR(RealSR):
         options: those of `SRDataModule`.
     """
 
-    prepare = "python -m datamodules.realsr RAW {root} --name drealsr --scale SCALE"
     set = "drealsr"
 
     def __init__(self, root: str = "data/realsr", scale: int = 4, **options: Any) -> None:

@@ -69,7 +69,7 @@ class Source(ABC):
         """
         record = self.record(index)
         if paired and record.lr is None:
-            raise BadSample(f"{record.key}: its LR partner is missing")
+            raise BadSample(f"{record.key}: its LR partner is missing (pack pairs with --lr, or set `paired: false`)")
         try:
             hr = decode(record.hr, f"{record.key} (HR)")
             lr = decode(record.lr, f"{record.key} (LR)") if paired and record.lr is not None else None

@@ -98,6 +98,31 @@ def test_other_settings_are_refused_and_replaced_on_request(tmp_path: Path) -> N
     ]
 
 
+def test_shards_of_a_killed_replacement_are_not_taken_for_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    for name, first in (("old", 0), ("new", 9)):
+        for index in range(5):
+            save(tmp_path / name / f"{index:04d}.png", first + index, 40, 52)
+    pack_folder(str(tmp_path / "old"), str(out), "set", per_shard=2, workers=1)
+    old = contents(out)
+
+    def killed_late(view: View) -> tuple[str, bytes]:
+        if view.path.stem == "0004":
+            raise KeyboardInterrupt
+        return encoded(view)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("datamodules.packing.encoded", killed_late)
+        pack_folder(str(tmp_path / "new"), str(out), "set", per_shard=1, overwrite=True, workers=1)
+    assert len(list(out.glob("*.tar"))) == 4
+    with pytest.raises(FileNotFoundError, match="holds no set 'set-train'"):
+        packed(str(out), "set-train")
+    pack_folder(str(tmp_path / "old"), str(out), "set", per_shard=2, overwrite=True, workers=1)
+    assert contents(out) == old
+
+
 def test_a_full_disk_leaves_no_half_shard(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", 6, 200, 200)
     limit = 60_000  # bytes a file may have: the stand-in for a full disk
@@ -182,6 +207,24 @@ def test_broken_pairs_are_named(case: str, tmp_path: Path) -> None:
     with pytest.raises(PackError, match=message):
         pack_folder(str(tmp_path / "hr"), str(tmp_path / "out"), lr=str(tmp_path / "lr"), workers=1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("high", "low"), [("hr", "lr"), ("gt", "lq")])
+def test_a_folder_of_pairs_is_packed_as_pairs(high: str, low: str, tmp_path: Path) -> None:
+    for index in range(2):
+        save(tmp_path / "in" / high / f"box{index}.png", index, 40, 52)
+        save(tmp_path / "in" / low / f"box{index}.png", index, 10, 13)
+    pack_folder(str(tmp_path / "in"), str(tmp_path / "out"), workers=1)
+    sample = packed(str(tmp_path / "out"), "in-train").sample(1, paired=True)
+    assert sample.key == "in/box1" and sample.lr is not None and sample.lr.shape == (10, 13, 3)
+
+
+def test_partners_that_cannot_be_told_apart_are_named(tmp_path: Path) -> None:
+    for name in ("a/0001.png", "b/0001.png"):
+        save(tmp_path / "hr" / name, 0, 40, 52)
+        save(tmp_path / "lr" / name, 0, 10, 13)
+    with pytest.raises(PackError, match=r"lr/a/0001\.png and .*lr/b/0001\.png have one name: rename one"):
+        pack_folder(str(tmp_path), str(tmp_path / "out"), workers=1)
 
 
 def bad_folder(root: Path) -> Path:
