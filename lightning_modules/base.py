@@ -5,7 +5,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,6 +22,8 @@ from lightning_modules.diffusion.process import Process, expand
 from lightning_modules.diffusion.region import Region, resize_attention
 from lightning_modules.diffusion.samplers import AfterStep, Denoise, Sampler
 from lightning_modules.diffusion.space import Space
+
+Module = TypeVar("Module", bound=nn.Module)
 
 PREVIEW_TIMES = (0.75, 0.5, 0.25)  # at which a sample grid shows the region's mask
 
@@ -43,9 +45,13 @@ class SuperResolver(LightningModule, ABC):
     return and what a checkpoint holds are settled here.
     """
 
-    stride: int = 1  # H and W of what `enlarge` is given are multiples of it
     draws: int = 1  # of each image in prediction
     keeps_frozen: tuple[str, ...] = ()  # frozen sub-modules that a checkpoint must hold, having no source of their own
+
+    @property
+    def stride(self) -> int:
+        """H and W of what `enlarge` is given are multiples of it."""
+        return 1
 
     @property
     def smallest(self) -> int:
@@ -219,8 +225,7 @@ class DiffusionModule(SuperResolver):
             raise ValueError(f"draws must be at least 1, got {draws}")
         self.save_hyperparameters()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        # The stub of Module.to lacks the overload that takes a memory format alone.
-        self.network = cast(nn.Module, network.to(memory_format=self.memory_format))  # type: ignore[call-overload]
+        self.network = in_memory_format(network, self.memory_format)
         self.process, self.parameterization, self.space, self.sampler = process, parameterization, space, sampler
         self.region, self.guidance, self.norm = region, guidance or [], norm
         for wrapper in self.guidance:
@@ -307,7 +312,7 @@ class DiffusionModule(SuperResolver):
     # Sampling.
 
     @property
-    def stride(self) -> int:  # type: ignore[override]
+    def stride(self) -> int:
         """Images are padded to multiples of it."""
         return cast(int, self.network.stride) * self.space.factor
 
@@ -400,6 +405,12 @@ def configure(
     if lr_scheduler is None:
         return built
     return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}
+
+
+def in_memory_format(module: Module, memory_format: torch.memory_format) -> Module:
+    """The module itself, the weights of its convolutions in a memory format."""
+    # The stub of Module.to lacks the overload that takes a memory format alone.
+    return cast(Module, module.to(memory_format=memory_format))  # type: ignore[call-overload]
 
 
 def other_draw(batch: Batch, draw: int) -> Batch:

@@ -1,16 +1,17 @@
 """DoSSR: diffusion that begins at the degraded image, and solvers of few steps for it (arXiv:2409.17778)."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
-from lightning_modules.base import DiffusionModule
+from lightning_modules.base import DiffusionModule, in_memory_format
 from lightning_modules.checkpoint import CheckpointError, load_network
 from lightning_modules.diffusion.color_fix import ColorFix, fix_color
 from lightning_modules.diffusion.samplers import Sampler
+from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.networks import ldm_names
 from lightning_modules.networks.rrdb import RRDBNet, accept_basicsr_names
@@ -50,6 +51,7 @@ class DoSSRStableDiffusion(DiffusionModule):
 
     network: ControlledUNet
     process: DomainShift
+    space: Latent
 
     def __init__(
         self, restorer: RRDBNet, restorer_weights: str, color_fix: ColorFix = "wavelet", **diffusion: Any
@@ -59,8 +61,7 @@ class DoSSRStableDiffusion(DiffusionModule):
             load_network(restorer, restorer_weights)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {RESTORERS}") from error
-        self.restorer = cast(RRDBNet, restorer.to(memory_format=self.memory_format))  # type: ignore[call-overload]
-        self.restorer.requires_grad_(False)
+        self.restorer = in_memory_format(restorer, self.memory_format).requires_grad_(False)
         self.color_fix = color_fix
         self._restored: tuple[Tensor, Tensor, Tensor] | None = None  # of the latest batch: lr, image, state
 
@@ -117,7 +118,7 @@ class DoSSRStableDiffusion(DiffusionModule):
         encoder = text_encoder(self.network.weights)
         text = ldm_names.text_encoder(parts["text"], layers=encoder.config.num_hidden_layers)
         accept_basicsr_names(self.restorer, parts["restorer"], "")
-        autoencoder = cast(Any, self.space).autoencoder.model
+        autoencoder = self.space.autoencoder.model
         check_same("unet", ldm_names.unet(parts["unet"]), self.network.unet)
         check_same("autoencoder", ldm_names.autoencoder(parts["vae"]), autoencoder)
         check_same("text encoder", text, encoder)

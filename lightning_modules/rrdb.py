@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from datamodules.batch import Batch
-from lightning_modules.base import SuperResolver, configure
+from lightning_modules.base import SuperResolver, configure, in_memory_format
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.networks.rrdb import RRDBNet
 
@@ -31,7 +31,7 @@ class RRDBRegressor(SuperResolver):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = in_memory_format(network, torch.channels_last)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
 
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:

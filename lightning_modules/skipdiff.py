@@ -101,7 +101,7 @@ class SkipDiff(SuperResolver):
     # What every method does.
 
     @property
-    def stride(self) -> int:  # type: ignore[override]
+    def stride(self) -> int:
         """The base's."""
         return self.base.stride
 

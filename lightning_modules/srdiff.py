@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from datamodules.batch import Batch
-from lightning_modules.base import DiffusionModule
+from lightning_modules.base import DiffusionModule, in_memory_format
 from lightning_modules.checkpoint import load_network, rename_prefixes
 from lightning_modules.diffusion.parameterization import Noised
 from lightning_modules.diffusion.vp import VP
@@ -43,7 +43,7 @@ class SRDiff(DiffusionModule):
         **diffusion: Any,
     ) -> None:
         super().__init__(**diffusion)
-        self.encoder = cast(RRDBNet, encoder.to(memory_format=self.memory_format))  # type: ignore[call-overload]
+        self.encoder = in_memory_format(encoder, self.memory_format)
         self.encoder_weights, self.freeze_encoder = encoder_weights, freeze_encoder
         self.encoder_loss = 0.0 if freeze_encoder else encoder_loss
         self.encoder.requires_grad_(not freeze_encoder)
