@@ -72,7 +72,13 @@ class Sampler(ABC):
         self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
     ) -> Tensor:
         """A clean state, `[B,C,H,W]`, in the shape of `anchor`."""
-        batch = [time.expand(anchor.shape[0]) for time in self.grid(process).to(anchor.device)]
+        return self.follow(self.grid(process), denoise, process, anchor, after_step)
+
+    def follow(
+        self, times: Tensor, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None
+    ) -> Tensor:
+        """The state at the last of falling `times`, `[B,C,H,W]`, from the process's start at the first."""
+        batch = [time.expand(anchor.shape[0]) for time in times.to(anchor.device)]
         x = process.start(anchor=anchor, t=batch[0], noise=process.noise(anchor))
         step = self.stepper(denoise, process, anchor)
         for t, s in pairwise(batch):

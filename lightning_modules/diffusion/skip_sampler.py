@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -214,13 +213,7 @@ class SkipSampler(Ancestral):
     def approximate(self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None) -> Tensor:
         """The state at the end of the coarse chain, `[B,C,H,W]`."""
         coarse, _ = self.times(process)
-        batch = [time.expand(anchor.shape[0]) for time in coarse.to(anchor.device)]
-        x = process.start(anchor=anchor, t=batch[0], noise=process.noise(anchor))
-        step = self.stepper(denoise, process, anchor)
-        for t, s in pairwise(batch):
-            x = step(x, t=t, s=s)
-            x = x if after_step is None else after_step(x, t=t, s=s)
-        return x
+        return self.follow(coarse, denoise, process, anchor, after_step)
 
     def refine(self, decider: Decider, step: "FineSteps") -> Tensor:
         """The clean state `[B,C,H,W]` to which the decider's choices lead."""
