@@ -37,16 +37,18 @@ def write_random(folder: Path) -> None:
 
 
 def built(weights: Path, restorer: Path, tile: int | None) -> DoSSRStableDiffusion:
-    """The published model, in tiles of `tile` latent pixels."""
+    """The published model, in tiles of `tile` pixels."""
     return DoSSRStableDiffusion(
         restorer=RRDBNet(4, 64, 23, 32),
         restorer_weights=str(restorer),
-        network=ControlledUNet(str(weights), tile=tile),
+        network=ControlledUNet(str(weights)),
         process=DomainShift(ScaledLinear(1000, 0.00085, 0.012), shift_steps=500),
         parameterization=ShiftedEpsilon(),
-        space=Latent(KLAutoencoder(str(weights), tile=tile and 8 * tile)),
+        space=Latent(KLAutoencoder(str(weights), tile=tile)),
         sampler=DoSMultistep(5, final="reference"),
         norm="l1",
+        tile=tile,
+        overlap=256,
     ).eval()
 
 
@@ -74,7 +76,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--side", type=int, default=128, help="of the low-resolution image")
-    parser.add_argument("--tile", type=int, help="in latent pixels, 64 for large images")
+    parser.add_argument("--tile", type=int, help="in pixels, 512 for large images")
     parser.add_argument("--repeats", type=int, default=10)
     arguments = parser.parse_args()
     if arguments.random:

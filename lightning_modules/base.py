@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, cast
+from warnings import warn
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,10 +23,13 @@ from lightning_modules.diffusion.process import Process, expand
 from lightning_modules.diffusion.region import Region, resize_attention
 from lightning_modules.diffusion.samplers import AfterStep, Denoise, Sampler
 from lightning_modules.diffusion.space import Space
+from lightning_modules.networks.tiling import tiled
 
 Module = TypeVar("Module", bound=nn.Module)
 
 PREVIEW_TIMES = (0.75, 0.5, 0.25)  # at which a sample grid shows the region's mask
+LARGE = 2048 * 2048  # pixels of an enlarged image, above which prediction recommends tiles
+TILE = 512  # of a side recommended
 
 
 def stable_seed(*parts: object) -> int:
@@ -199,9 +203,12 @@ class DiffusionModule(SuperResolver):
         channels_last: Keep convolutions in the memory format that CPUs and GPUs run fastest.
         compile: Compile the network with torch.compile.
         draws: Images drawn of each in prediction; of several, their mean and standard deviation are written.
+        tile: When sampling, the network is evaluated on overlapping tiles of this many pixels of the enlarged image a
+            side, which bounds its memory; the result differs slightly. None: on the whole image.
+        overlap: Of the tiles, in pixels of the enlarged image.
 
     Raises:
-        ValueError: `draws` is below 1.
+        ValueError: `draws` is below 1, or the tiles do not fit the network.
     """
 
     def __init__(
@@ -219,6 +226,8 @@ class DiffusionModule(SuperResolver):
         channels_last: bool = True,
         compile: bool = False,
         draws: int = 1,
+        tile: int | None = None,
+        overlap: int = 64,
     ) -> None:
         super().__init__()
         if draws < 1:
@@ -232,6 +241,11 @@ class DiffusionModule(SuperResolver):
             wrapper.check(network)
         sampler.grid(process)  # refuses an impossible pair now and not at the first validation
         self.optimizer, self.lr_scheduler, self.draws = optimizer, lr_scheduler, draws
+        self.tile, self.overlap = tile, overlap
+        if tile is not None and (tile % self.stride or overlap % self.stride or not 0 <= overlap < tile):
+            raise ValueError(
+                f"tile {tile} and overlap {overlap}: must be multiples of {self.stride}, overlap the smaller"
+            )
         if compile:
             self.network.compile()
 
@@ -284,6 +298,12 @@ class DiffusionModule(SuperResolver):
         output: Tensor = self.network(x.contiguous(memory_format=self.memory_format), label, **condition)
         return output.to(x_t.dtype)
 
+    def _evaluate_in_tiles(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        if self.tile is None:
+            return self.evaluate(x_t, t, condition)
+        tile, overlap = self.tile // self.space.factor, self.overlap // self.space.factor
+        return tiled(lambda x, shown: self.evaluate(x, t, shown), x_t, condition, tile=tile, overlap=overlap)
+
     def _train_mask(self, batch: Batch, noised: Noised) -> Tensor | None:
         if self.region is None:
             return None
@@ -325,6 +345,17 @@ class DiffusionModule(SuperResolver):
         """The sampler's name."""
         return self.sampler.name
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """As every method's; says beforehand of a large image what bounds the memory that it takes."""
+        height, width = batch["up"].shape[-2:]
+        if self.tile is None and height * width > LARGE:
+            warn(
+                f"{batch['key'][0]}: {width}x{height} pixels at once may need more memory than there is; "
+                f"--model.init_args.tile {TILE} enlarges such images tile by tile, with slightly different results",
+                stacklevel=2,
+            )
+        return super().predict_step(batch, batch_idx)
+
     def denoiser(self, batch: Batch, anchor: Tensor) -> Denoise:
         """The guided estimate of the clean state as a function of (x_t, t); conditions are computed once, here."""
         denoise = self._estimate(self.condition(batch), anchor)
@@ -346,7 +377,7 @@ class DiffusionModule(SuperResolver):
         def estimate(x_t: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
             shown = condition if rows is None else {name: value[rows] for name, value in condition.items()}
             here = anchor if rows is None else anchor[rows]
-            output = self.evaluate(x_t, t, shown)
+            output = self._evaluate_in_tiles(x_t, t, shown)
             return self.parameterization.x0(self.process, output, x_t=x_t, anchor=here, t=t)
 
         return estimate

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.networks.hub import absent, frozen
-from lightning_modules.networks.tiling import tiled
 
 OPTION = "--model.init_args.network.init_args.weights"
 PRECISION = 1e-2  # relative, within which the same weights in bfloat16 agree
@@ -26,13 +25,10 @@ class ControlledUNet(nn.Module):
         weights: Hub id of a Stable Diffusion 2.1-base, or a folder with its `unet`, `text_encoder` and `tokenizer`.
         prompt: Shown when sampling. Training, and classifier-free guidance's null condition, use the empty prompt.
         gradient_checkpointing: Trade a second forward pass for memory in training.
-        tile: When sampling, states of more latent pixels a side are evaluated in overlapping tiles of it, see `tiled`.
-            None: never.
-        overlap: Of the tiles, in latent pixels.
 
     Raises:
         FileNotFoundError: the weights are neither there nor to be had.
-        ValueError: they are partial, of another architecture, or the tiles impossible.
+        ValueError: they are partial, or of another architecture.
     """
 
     stride = 8
@@ -46,15 +42,11 @@ class ControlledUNet(nn.Module):
         weights: str,
         prompt: str = "clean, high-resolution, 8k",
         gradient_checkpointing: bool = True,
-        tile: int | None = None,
-        overlap: int = 32,
     ) -> None:
         super().__init__()
         from diffusers import UNet2DConditionModel  # takes seconds, and other networks do without it
 
-        if tile is not None and (tile % self.stride or not 0 <= overlap < tile):
-            raise ValueError(f"tile {tile} must be a multiple of {self.stride} latent pixels, and more than {overlap=}")
-        self.weights, self.tile, self.overlap = weights, tile, overlap
+        self.weights = weights
         self.unet = frozen(UNet2DConditionModel, weights, subfolder="unet", option=OPTION)
         self.controlnet = controlnet_for(self.unet)
         if gradient_checkpointing:
@@ -86,15 +78,6 @@ class ControlledUNet(nn.Module):
             hint: Latent of the degraded image, `[B,4,h,w]`.
             text: Embedding of the prompt, `[B,tokens,D]`.
         """
-
-        def evaluate(x: Tensor, hint: Tensor) -> Tensor:
-            return self._evaluate(x, label, hint=hint, text=text)
-
-        if self.training or self.tile is None:
-            return evaluate(x, hint)
-        return tiled(evaluate, x, hint, tile=self.tile, overlap=self.overlap)
-
-    def _evaluate(self, x: Tensor, label: Tensor, *, hint: Tensor, text: Tensor) -> Tensor:
         down, middle = self.controlnet(x, label, text, hint, return_dict=False)
         return cast(
             Tensor,

@@ -35,6 +35,7 @@ def srdiff(region: Region | None = None, **options: Any) -> SRDiff:
         norm="l1",
         freeze_encoder=False,
         encoder_loss=0.0,
+        **options,
     )
     model.log = lambda *args, **kwargs: None  # type: ignore[method-assign, assignment]
     return model.eval()
@@ -95,6 +96,32 @@ def test_padding_reaches_the_stride_and_no_further(
 
 def test_any_size_is_enlarged_by_exactly_the_scale() -> None:
     assert srdiff().super_resolve(batch(1, 7, 3)).shape == (1, 3, 28, 12)
+
+
+def test_tiles_bound_what_the_network_sees_and_show_no_seams() -> None:
+    whole, tiles, images = srdiff(), srdiff(tile=32, overlap=16), batch(1, 17, 12)
+    sides: list[int] = []
+    tiles.network.register_forward_pre_hook(lambda _, given: sides.append(max(given[0].shape[-2:])))
+    assert torch.equal(tiles.super_resolve(batch(1)), whole.super_resolve(batch(1)))
+    sides.clear()
+    result, reference = tiles.super_resolve(images), whole.super_resolve(images)
+    assert max(sides) == 32 and len(sides) == 3 * 4 * 2  # three steps, 68 x 48 pixels
+    assert result.shape == reference.shape
+    assert 0 < (result - reference).abs().mean() < 0.2 * reference.std()
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(31, 16), (32, 15), (32, 32)])
+def test_tiles_that_do_not_fit_the_network_are_refused(tile: int, overlap: int) -> None:
+    with pytest.raises(ValueError, match=f"tile {tile} and overlap {overlap}: must be multiples of 2"):
+        srdiff(tile=tile, overlap=overlap)
+
+
+def test_prediction_of_a_large_image_recommends_tiles() -> None:
+    model = srdiff()
+    large = Batch(lr=torch.zeros(1, 3, 512, 513), up=torch.zeros(1, 1, 2048, 2052), key=["photo"])
+    model.super_resolve = lambda *_: large["up"]  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match=r"photo: 2052x2048 pixels at once .*--model.init_args.tile 512"):
+        model.predict_step(large, 0)
 
 
 def test_an_image_below_the_stride_is_named() -> None:

@@ -51,12 +51,13 @@ def make_dossr(tiny: Path, tile: int | None = None, **changes: Any) -> DoSSRStab
     parts: dict[str, Any] = {
         "restorer": RRDBNet(4, nf=4, nb=1, gc=2),
         "restorer_weights": str(tiny / "realesrnet.pth"),
-        "network": ControlledUNet(str(tiny / "sd21"), tile=tile, overlap=8),
+        "network": ControlledUNet(str(tiny / "sd21")),
         "process": DomainShift(ScaledLinear(1000, 0.00085, 0.012), shift_steps=500),
         "parameterization": ShiftedEpsilon(),
-        "space": Latent(KLAutoencoder(str(tiny / "sd21"), tile=tile and 8 * tile)),
+        "space": Latent(KLAutoencoder(str(tiny / "sd21"), tile=tile)),
         "sampler": DoSMultistep(2),
         "norm": "l1",
+        "tile": tile,
     }
     return DoSSRStableDiffusion(**{**parts, **changes})
 
@@ -178,7 +179,7 @@ def test_the_colours_are_the_restored_images(tiny: Path) -> None:
 
 def test_tiles_enlarge_what_is_too_large(tiny: Path) -> None:
     batch = make_batch(192, ("a",))
-    whole, parts = make_dossr(tiny).eval(), make_dossr(tiny, tile=16).eval()
+    whole, parts = make_dossr(tiny).eval(), make_dossr(tiny, tile=128).eval()
     assert torch.equal(parts.super_resolve(make_batch()), whole.super_resolve(make_batch()))
     reference, tiled = whole.super_resolve(batch), parts.super_resolve(batch)
     assert (reference - tiled).abs().mean() < 0.5 * reference.std()
@@ -329,5 +330,5 @@ def test_tiles_and_yoda_are_overlays_on_the_experiment(tiny: Path, tmp_path: Pat
     model, _ = configured_model(tmp_path / "composed.yaml")
     assert isinstance(model, DoSSRStableDiffusion) and isinstance(model.region, Yoda)
     autoencoder = model.space.autoencoder.model
-    assert (model.network.tile, autoencoder.use_tiling, autoencoder.tile_latent_min_size) == (64, True, 64)
+    assert (model.tile, autoencoder.use_tiling, autoencoder.tile_latent_min_size) == (512, True, 64)
     assert model.eval().super_resolve(make_batch()).isfinite().all()

@@ -105,40 +105,6 @@ def test_gradient_checkpointing_changes_no_gradient(folder: Path) -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_tiles(folder: Path) -> None:
-    whole, parts = (randomised(ControlledUNet(str(folder), tile=tile, overlap=8)) for tile in (None, 16))
-    small, large = inputs(16, 16), inputs(32, 24)
-    text = whole.text.expand(2, -1, -1)
-    with torch.no_grad():
-        assert torch.equal(parts(**small, text=text), whole(**small, text=text))
-        reference, output = whole(**large, text=text), parts(**large, text=text)
-    assert output.shape == reference.shape
-    # tiles are normalised and attend each by itself, so they agree roughly
-    assert (output - reference).abs().mean() < 0.2 * reference.abs().mean()
-    assert not torch.equal(output, reference)
-
-
-def test_tiles_of_a_uniform_state_show_no_seams(folder: Path) -> None:
-    network = randomised(ControlledUNet(str(folder), tile=16, overlap=8))
-    flat = {
-        "x": torch.full((1, 4, 16, 40), 0.3),
-        "label": torch.tensor([100.0]),
-        "hint": torch.full((1, 4, 16, 40), 0.1),
-    }
-    with torch.no_grad():
-        output = network(**flat, text=network.text)
-        tile = network(**{key: value[..., :16] for key, value in flat.items()}, text=network.text)
-    inside = slice(8, 32)
-    between_tiles = output[..., inside].diff(dim=-1).abs().max()
-    assert between_tiles <= tile.diff(dim=-1).abs().max()
-
-
-def test_impossible_tiles_are_refused(folder: Path) -> None:
-    for options in ({"tile": 12}, {"tile": 16, "overlap": 16}):
-        with pytest.raises(ValueError, match="tile"):
-            ControlledUNet(str(folder), **options)
-
-
 def test_self_attention_guidance_finds_its_layer(folder: Path) -> None:
     SelfAttentionGuidance().check(ControlledUNet(str(folder)))
 
