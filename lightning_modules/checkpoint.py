@@ -1,10 +1,11 @@
 """Checkpoints in and out: our own, and those that papers published."""
 
 import argparse
+import contextlib
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -19,6 +20,15 @@ from lightning_modules.base import SuperResolver
 
 class CheckpointError(Exception):
     """A file that cannot be used as what it was given for; the message names the file and the way out."""
+
+
+@contextlib.contextmanager
+def asking_for(what: str, option: str) -> Iterator[None]:
+    """Inside, the error of a file that cannot be used also says what to give, and as which option."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; give {what} as {option}") from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -109,7 +119,9 @@ def build(config: Mapping[str, Any], source: str | Path) -> SuperResolver:
             warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")
             model: SuperResolver = parser.instantiate_classes(parsed).model
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        reason = _first(said_by_constructor(error))
+        said = str(said_by_constructor(error))
+        said = said.partition("Errors:")[2].partition("- Expected a <class 'NoneType'>")[0] or said  # of jsonargparse
+        reason = shorten(said, 240, placeholder=" ...")
         raise CheckpointError(f"{source}: describes a model that cannot be built here: {reason}") from error
     return model
 

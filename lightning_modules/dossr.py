@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule, in_memory_format
-from lightning_modules.checkpoint import CheckpointError, load_network
+from lightning_modules.checkpoint import asking_for, load_network
 from lightning_modules.diffusion.color_fix import ColorFix, fix_color
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Latent
@@ -17,7 +17,7 @@ from lightning_modules.networks import ldm_names
 from lightning_modules.networks.rrdb import RRDBNet, accept_basicsr_names
 from lightning_modules.networks.sd21 import ControlledUNet, text_encoder
 
-RESTORERS = "give RealESRNet_x4plus.pth of the Real-ESRGAN releases as --model.init_args.restorer_weights"
+RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases"
 PRECISION = 2e-3  # relative, within which the same weights in half precision agree
 
 
@@ -57,10 +57,8 @@ class DoSSRStableDiffusion(DiffusionModule):
         self, restorer: RRDBNet, restorer_weights: str, color_fix: ColorFix = "wavelet", **diffusion: Any
     ) -> None:
         super().__init__(**diffusion)
-        try:
+        with asking_for(RESTORER, "--model.init_args.restorer_weights"):
             load_network(restorer, restorer_weights)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; {RESTORERS}") from error
         self.restorer = in_memory_format(restorer, self.memory_format).requires_grad_(False)
         self.color_fix = color_fix
         self._restored: tuple[Tensor, Tensor, Tensor] | None = None  # of the latest batch: lr, image, state

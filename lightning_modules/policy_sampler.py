@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_modules.checkpoint import CheckpointError, model_config, read_checkpoint
+from lightning_modules.checkpoint import CheckpointError, asking_for, model_config, read_checkpoint
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.samplers import AfterStep, Denoise
 from lightning_modules.diffusion.skip_sampler import PolicyDecider, SkipSampler
@@ -23,8 +23,9 @@ class PolicySampler(SkipSampler):
     """
 
     def __init__(self, checkpoint: str) -> None:
-        content = read_checkpoint(checkpoint)
-        config = model_config(content, checkpoint)
+        with asking_for("a policy that SkipDiff trained", "--model.init_args.sampler.init_args.checkpoint"):
+            content = read_checkpoint(checkpoint)
+            config = model_config(content, checkpoint)
         arguments, state = config["init_args"], content["state_dict"]
         if config["class_path"] != SKIPDIFF:
             raise CheckpointError(f"{checkpoint}: holds {config['class_path']}, not a skip policy (SkipDiff)")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule, SuperResolver
-from lightning_modules.checkpoint import CheckpointError, load_method
+from lightning_modules.checkpoint import asking_for, load_method
 from lightning_modules.diffusion.ppo import Judgement, Loss, Objective
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.skip_sampler import PolicyDecider, Skip, SkipSampler
@@ -258,11 +258,8 @@ def frozen_base(path: str) -> DiffusionModule:
         CheckpointError: it cannot be used.
         ValueError: it does not sample by diffusion.
     """
-    try:
+    with asking_for("a trained diffusion method", "--model.init_args.base_checkpoint"):
         base = load_method(path)
-    except CheckpointError as error:
-        wanted = "give a trained diffusion method as --model.init_args.base_checkpoint"
-        raise CheckpointError(f"{error}; {wanted}") from error
     if not isinstance(base, DiffusionModule):
         raise ValueError(f"{path}: holds a {type(base).__name__}, which takes no sampling steps that could be skipped")
     return base.requires_grad_(False)

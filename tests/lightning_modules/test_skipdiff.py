@@ -304,6 +304,8 @@ def test_a_policy_sampler_refuses_other_noise_levels(trained: tuple[SkipDiff, st
 def test_a_policy_sampler_refuses_the_checkpoint_of_another_method(base: Any) -> None:
     with pytest.raises(CheckpointError, match=r"base.ckpt: holds .*Toy, not a skip policy"):
         PolicySampler(base("image"))
+    with pytest.raises(CheckpointError, match=r"none.ckpt: no such checkpoint; .*--model.init_args.sampler"):
+        PolicySampler("none.ckpt")
 
 
 def test_another_base_is_refused(trained: tuple[SkipDiff, str], base: Any, tmp_path: Path) -> None:
@@ -342,6 +344,15 @@ def test_a_base_without_such_levels_is_refused(base: Any) -> None:
 def test_an_absent_base_is_asked_for() -> None:
     with pytest.raises(CheckpointError, match=r"none.ckpt: no such checkpoint; .* --model.init_args.base_checkpoint"):
         skipdiff("none.ckpt")
+
+
+def test_a_base_that_another_version_wrote_is_named(base: Any) -> None:
+    path = base("image")
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"]["tempo"] = 3
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"base.ckpt: .* cannot be built here: .*'tempo' is not accepted ?; give"):
+        skipdiff(path)
 
 
 def test_a_base_that_does_not_diffuse_is_refused(tmp_path: Path) -> None:
