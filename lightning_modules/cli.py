@@ -9,7 +9,9 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
@@ -192,7 +194,7 @@ def expand(arguments: Sequence[str], scratch: Path) -> list[str]:
 
 def stored_config(checkpoint: Mapping[str, Any], path: str, subcommand: str) -> dict[str, Any]:
     """What a checkpoint says of model and data; of the data, a prediction needs only how images are enlarged first."""
-    stored: dict[str, Any] = {"model": model_config(checkpoint, path)}
+    stored: dict[str, Any] = {"model": without_defaults(model_config(checkpoint, path))}
     arguments = data_config(checkpoint)
     if subcommand == "predict":
         enlarging: dict[str, Any] = {key: arguments[key] for key in ("scale", "up_kernel") if key in arguments}
@@ -202,6 +204,26 @@ def stored_config(checkpoint: Mapping[str, Any], path: str, subcommand: str) -> 
     elif class_path := checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path"):
         stored["data"] = {"class_path": class_path, "init_args": arguments}
     return stored
+
+
+def without_defaults(part: Any) -> Any:
+    """A stored description without what its constructors default to.
+
+    A checkpoint stores every argument; of these jsonargparse hands on to a class named later whichever fit it, so that
+    `--model.init_args.sampler DDIM` would take over Ancestral's eta of 1.
+    """
+    if not isinstance(part, Mapping):
+        return part
+    if not isinstance(part.get("class_path"), str) or "init_args" not in part:
+        return {name: without_defaults(value) for name, value in part.items()}
+    constructor: Any = locate(part["class_path"])
+    usual = signature(constructor).parameters if constructor else {}  # what is absent, the parser says
+    given = {
+        name: without_defaults(value)
+        for name, value in part["init_args"].items()
+        if name not in usual or usual[name].default != value
+    }
+    return {**part, "init_args": given}
 
 
 def _asked_config(asked: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""Every general sampler, laid over every kind of process: it draws images, or is refused with the reason."""
+"""Every sampler, laid over every kind of process: it draws images, or is refused with the reason."""
 
+import importlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -8,24 +10,29 @@ import yaml
 
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import CheckpointError
-from lightning_modules.cli import CONFIGS, configured_model
+from lightning_modules.cli import CONFIGS, configured_model, layers
 from tests.tiny.experiments import tiny_overlays
 
-OVERLAYS = ["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"]  # the others belong to one process
+SAMPLERS = sorted(path.stem for path in (CONFIGS / "sampler").glob("*.yaml"))
+OVERLAYS = [name for name in SAMPLERS if name != "skip_policy"]  # which belongs to the process it was trained on
 HOSTS = ["sr3", "srdiff", "resshift_pixel", "dossr_pixel", "edm", "relay_x4"]
 # What a host cannot do, and how the refusal begins.
 REFUSED = {
     ("relay_x4", "dpmpp_2m"): "the mean of Relay is no multiple of x0",
     ("relay_x4", "dpmpp_2m_sde"): "the mean of Relay is no multiple of x0",
-    ("relay_x4", "heun"): "karras spacing needs a process with a table of steps; Relay has none",
-    ("edm", "heun"): "karras spacing needs a process with a table of steps; EDM has none",
+    ("relay_x4", "heun"): "the mean of Relay is no multiple of x0",
+    ("edm", "relay_heun"): "RelayHeun continues a Relay process, not EDM",
+    **{(host, "dos"): "DoSMultistep solves VP and DomainShift, not" for host in ("resshift_pixel", "edm", "relay_x4")},
+    **{(host, "edm_heun"): "EDMHeun needs EDM or Relay, not" for host in HOSTS[:4]},
+    **{(host, "relay_heun"): "RelayHeun continues a Relay process, not" for host in HOSTS[:4]},
 }
 
 
 def composed(host: str, overlay: str, folder: Path) -> Path:
     """A config of the host in tiny, with the overlay's sampler in three steps."""
     config = CONFIGS / f"{host}.yaml"
-    steps = {"model": {"init_args": {"sampler": {"init_args": {"steps": 3}}}}}
+    # Of the relay's levels, which end far above where it starts, 8 leave three.
+    steps = {"model": {"init_args": {"sampler": {"init_args": {"steps": 8 if overlay == "relay_heun" else 3}}}}}
     layers = [config, *tiny_overlays(config), CONFIGS / "sampler" / f"{overlay}.yaml"]
     path = folder / "composed.yaml"
     path.write_text(yaml.safe_dump({"compose": [str(layer) for layer in layers], **steps}))
@@ -49,3 +56,22 @@ def test_a_sampler_draws_images_or_says_why_not(host: str, overlay: str, tmp_pat
     assert images.shape == batch["up"].shape
     assert images.isfinite().all()
     assert model.protocol().startswith(type(model.sampler).__name__.lower()[:3])
+
+
+def arguments_of(class_path: str) -> set[str]:
+    module, _, name = class_path.rpartition(".")
+    return set(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+
+
+@pytest.mark.parametrize("overlay", SAMPLERS)
+def test_an_overlay_leaves_no_argument_to_the_sampler_that_it_replaces(overlay: str) -> None:
+    parts = {}
+    for name in SAMPLERS:
+        parts[name] = {"init_args": {}}
+        for layer in layers(CONFIGS / "sampler" / f"{name}.yaml"):
+            part = yaml.safe_load(layer.read_text())["model"]["init_args"]["sampler"]
+            parts[name] = {**parts[name], **part, "init_args": {**parts[name]["init_args"], **part["init_args"]}}
+    own = parts[overlay]["class_path"]
+    others = {part["class_path"] for part in parts.values()} - {own}
+    inherited = set[str]().union(*map(arguments_of, others))
+    assert arguments_of(own) & inherited <= set(parts[overlay]["init_args"])

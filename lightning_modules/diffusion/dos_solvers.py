@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.diffusion.process import Process, expand
-from lightning_modules.diffusion.samplers import Denoise, Sampler, Step
+from lightning_modules.diffusion.samplers import Denoise, Sampler, Step, needs_posterior
 from lightning_modules.diffusion.spacing import Spacing, noise_to_signal
 from lightning_modules.diffusion.vp import VP
 
@@ -57,6 +57,7 @@ class DoSMultistep(Sampler):
         if not isinstance(process, VP):
             raise TypeError(f"DoSMultistep solves VP and DomainShift, not {type(process).__name__}; choose Ancestral")
         times = super().grid(process)
+        needs_posterior(process, times)
         if self.final == "reference":
             times[-1] = 1 / process.steps
         return times

@@ -20,7 +20,8 @@ class EDMHeun(Heun):
         steps: Number of noise levels; the process spaces them.
         eta: Share of the noise that each evaluation replaces. 0 is deterministic, RDM generates faces with 0.05.
         churn: EDM's S_churn: noise added back before the steps, over all of them. The level can grow by 41% at a step.
-        churn_range: Noise levels between which it is added (S_min, S_max).
+        churn_range: Noise levels between which it is added (S_min, S_max); what it is added to must stay within those
+            of training.
         churn_noise: Factor on the added noise (S_noise).
     """
 
@@ -35,17 +36,25 @@ class EDMHeun(Heun):
         super().__init__(steps, eta, spacing="trailing")
         self.churn, self.churn_range, self.churn_noise = churn, churn_range, churn_noise
 
+    @property
+    def name(self) -> str:
+        """See `Sampler.name`, and the churn."""
+        return super().name + (f"-churn{self.churn:g}" if self.churn > 0 else "")
+
     def grid(self, process: Process) -> Tensor:
         """See `Sampler.grid`.
 
         Raises:
             TypeError: the process has no log-normal noise levels, or churn is asked of one that blurs.
+            ValueError: churn leads above the noise levels of training.
         """
         if not isinstance(process, LogNormal):
             raise TypeError(f"{type(self).__name__} needs EDM or Relay, not {type(process).__name__}; choose Heun")
         if self.churn > 0 and not isinstance(process, EDM):
             raise TypeError(f"churn adds noise but no blur, and {type(process).__name__} needs both: set churn: 0")
-        return super().grid(process)
+        times = super().grid(process)
+        process.clock(self._raised(process.std(times[:-1])))
+        return times
 
     def ratio(self, process: Process, t: Tensor) -> Tensor:
         """The noise level."""
@@ -80,11 +89,14 @@ class EDMHeun(Heun):
     def _add_noise(self, process: Process, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(process, EDM)
         sigma = process.std(t)
-        low, high = self.churn_range
-        share = min(self.churn / self.steps, 2**0.5 - 1)
-        raised = torch.where((low <= sigma) & (sigma <= high), sigma * (1 + share), sigma)
+        raised = self._raised(sigma)
         added = (raised**2 - sigma**2).sqrt() * self.churn_noise
         return x_t + expand(added, x_t) * process.noise(x_t), process.clock(raised)
+
+    def _raised(self, sigma: Tensor) -> Tensor:
+        low, high = self.churn_range
+        share = min(self.churn / self.steps, 2**0.5 - 1)
+        return torch.where((low <= sigma) & (sigma <= high), sigma * (1 + share), sigma)
 
 
 class RelayHeun(EDMHeun):
@@ -105,6 +117,8 @@ class RelayHeun(EDMHeun):
     Raises:
         ValueError: no level is below `sigma_start`.
     """
+
+    usual_eta = 0.2
 
     def __init__(
         self,
@@ -130,26 +144,31 @@ class RelayHeun(EDMHeun):
     @property
     def name(self) -> str:
         """The number of levels that are run and where they begin, "relayheun-7-below-0.9"."""
-        return f"{self.solver}-{len(self.levels)}-below-{self.sigma_start:g}"
+        return f"{self.solver}-{len(self.levels)}-below-{self.sigma_start:g}{self.said_eta}"
 
     def grid(self, process: Process) -> Tensor:
         """The times of the levels that are run, then 0.
 
         Raises:
             TypeError: the process is no relay.
-            ValueError: `sigma_start` is above the noise levels of training.
+            ValueError: `sigma_start` is above the noise levels of training, or above where the blur is set to end.
         """
         if not isinstance(process, Relay):
             raise TypeError(
                 f"RelayHeun continues a Relay process, not {type(process).__name__}; choose EDMHeun or Heun"
             )
         process.clock(torch.tensor([self.sigma_start], dtype=torch.float64))
-        return torch.cat([process.clock(self.levels), torch.zeros(1)])
+        times = process.clock(self.levels)
+        self._blurring(process).blur_sigma(times)
+        return torch.cat([times, torch.zeros(1)])
+
+    def _blurring(self, process: Relay) -> Relay:
+        return process if self.blur_prob_length is None else process.blurring_by(self.blur_prob_length)
 
     def __call__(
         self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
     ) -> Tensor:
         """See `Sampler.__call__`."""
-        if self.blur_prob_length is not None and isinstance(process, Relay):
-            process = process.blurring_by(self.blur_prob_length)
+        if isinstance(process, Relay):
+            process = self._blurring(process)
         return super().__call__(denoise, process, anchor, after_step)

@@ -63,7 +63,8 @@ class Process(nn.Module, ABC):
         """
         raise TypeError(
             f"the mean of {type(self).__name__} is no multiple of x0, which Epsilon, label: level, DPMSolverPlusPlus, "
-            "Heun and karras spacing rely on"
+            "Heun and karras spacing rely on; choose Preconditioned or Clean, and sample with Ancestral, DDIM, EDMHeun "
+            "or RelayHeun"
         )
 
     def added_std(self, t: Tensor, s: Tensor) -> Tensor:

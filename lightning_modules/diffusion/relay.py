@@ -60,7 +60,8 @@ class LogNormal(Process):
             largest = self.std(torch.ones(1)).item()
             raise ValueError(
                 f"a noise level of {sigma.max().item():.6g} is above {largest:.6g}, the largest that "
-                f"{type(self).__name__} is trained on (quantile {self.prob_length:.6g}); start sampling at or below it"
+                f"{type(self).__name__} is trained on (quantile {self.prob_length:.6g}); lower sigma_start, or the "
+                "upper end of churn_range"
             )
         return t.clamp(max=1)
 
@@ -205,7 +206,8 @@ class Relay(LogNormal):
         if blur_t.max() > 1 + 1e-9:
             raise ValueError(
                 f"the noise level {self.std(t).max().item():.6g} lies above the quantile "
-                f"{self.prob_length / self.blur_pace:.6g} that the blur is set to end at; start sampling below it"
+                f"{self.prob_length / self.blur_pace:.6g} that the blur is set to end at; lower sigma_start or "
+                "raise blur_prob_length"
             )
         return self.blur_sigma_max * torch.sin(blur_t * torch.pi / 2) ** 2
 

@@ -38,17 +38,30 @@ class Sampler(ABC):
     Args:
         steps: Number of steps from the start to the clean state; fewer than the process was trained with respaces it.
         spacing: Where the steps lie in time, see `spaced`.
+        eta: Share of the fresh noise that each step adds, 0 to 1, see `Process.step`.
+
+    Raises:
+        ValueError: `eta` is outside [0, 1].
     """
 
-    def __init__(self, steps: int, spacing: Spacing = "trailing") -> None:
-        self.steps = steps
+    usual_eta = 0.0  # the one that `name` leaves unsaid
+
+    def __init__(self, steps: int, spacing: Spacing = "trailing", eta: float = 0.0) -> None:
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta: {eta} is outside [0, 1]; 0 adds no noise, 1 replaces all that the process can")
+        self.steps, self.eta = steps, eta
         self.spacing: Spacing = spacing
 
     @property
     def name(self) -> str:
-        """What results say of it, "ddim-10" or "ddim-10-karras"."""
+        """What results say of it, "ddim-10" or "ddim-10-karras-eta0.5"."""
         spacing = "" if self.spacing == "trailing" else f"-{self.spacing}"
-        return f"{self.solver}-{self.steps}{spacing}"
+        return f"{self.solver}-{self.steps}{spacing}{self.said_eta}"
+
+    @property
+    def said_eta(self) -> str:
+        """The part of `name` that tells an unusual `eta`."""
+        return "" if self.eta == self.usual_eta else f"-eta{self.eta:g}"
 
     @property
     def solver(self) -> str:
@@ -97,9 +110,10 @@ class Ancestral(Sampler):
         spacing: See `Sampler`.
     """
 
+    usual_eta = 1.0
+
     def __init__(self, steps: int, eta: float = 1.0, spacing: Spacing = "trailing") -> None:
-        super().__init__(steps, spacing)
-        self.eta = eta
+        super().__init__(steps, spacing, eta)
 
     def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
         """`Process.step` with one estimate of the clean state."""
@@ -118,6 +132,8 @@ class DDIM(Ancestral):
         eta: 0 for DDIM; 1 is `Ancestral`.
         spacing: See `Sampler`.
     """
+
+    usual_eta = 0.0
 
     def __init__(self, steps: int, eta: float = 0.0, spacing: Spacing = "trailing") -> None:
         super().__init__(steps, eta, spacing)
@@ -148,8 +164,10 @@ class DPMSolverPlusPlus(Sampler):
 
     def grid(self, process: Process) -> Tensor:
         """See `Sampler.grid`; a process whose mean applies an operator to x0 is refused."""
+        noise_to_signal(process, torch.ones(1))  # refused whatever the spacing
         times = super().grid(process)
-        noise_to_signal(process, times)
+        if self.stochastic:
+            needs_posterior(process, times)
         return times
 
     def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
@@ -167,6 +185,20 @@ class DPMSolverPlusPlus(Sampler):
             return process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=float(self.stochastic))
 
         return step
+
+
+def needs_posterior(process: Process, times: Tensor) -> None:
+    """Refuses a process whose steps add more noise than the equation has that second-order samplers solve.
+
+    Raises:
+        ValueError: the noise is not that of the process's posterior.
+    """
+    t, s = times[:-1], times[1:]
+    if not torch.equal(process.added_std(t, s), process.fresh_std(t, s)):
+        raise ValueError(
+            f"stochastic steps of second order add the posterior's noise, {type(process).__name__} is set to add more, "
+            "for Ancestral: set --model.init_args.process.init_args.posterior_variance small"
+        )
 
 
 def _half_log_snr(process: Process, t: Tensor) -> Tensor:
@@ -193,12 +225,14 @@ class Heun(Sampler):
     """
 
     def __init__(self, steps: int, eta: float = 0.0, spacing: Spacing = "karras") -> None:
-        super().__init__(steps, spacing)
-        self.eta = eta
+        super().__init__(steps, spacing, eta)
 
     def grid(self, process: Process) -> Tensor:
         """See `Sampler.grid`; also refuses a process that starts without signal, where the ratio is infinite."""
+        self.ratio(process, torch.ones(1))  # refused whatever the spacing
         times = super().grid(process)
+        if self.eta > 0:
+            needs_posterior(process, times)
         if self.ratio(process, times).isinf().any():
             raise ValueError(
                 f"Heun steps in the noise-to-signal ratio, which is infinite at the start of {type(process).__name__}; "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.diffusion.process import Process
+from lightning_modules.diffusion.relay import EDM
 
 Spacing = Literal["trailing", "uniform", "quadratic", "karras"]
 
@@ -19,14 +20,14 @@ def spaced(process: Process, steps: int, spacing: Spacing) -> Tensor:
     `uniform` spreads the visits from the last to the first entry, both included (guided-diffusion's respacing);
     `quadratic` visits entries in proportion to squares, densest at the clean end (Section 4.3 of DDIM,
     arXiv:2010.02502); `karras` spaces the noise-to-signal ratio evenly in its 7th root (Eq. 5 of EDM), between entries
-    where need be.
+    where need be. The EDM process has no table, and its own grid is Karras's.
 
     Raises:
         ValueError: the process has no such number of steps, or starts without any signal where `karras` needs some.
         TypeError: the process spaces its times in a way of its own, and `spacing` is not `trailing`.
     """
     own = process.grid(steps)
-    if spacing == "trailing":
+    if spacing == "trailing" or (spacing == "karras" and isinstance(process, EDM)):
         return own
     if process.steps is None:
         raise TypeError(

@@ -101,6 +101,17 @@ def test_what_is_typed_beats_the_checkpoint(trained: Path, tmp_path: Path, monke
     assert overlay.protocol().startswith("ddim-")
 
 
+def test_a_sampler_of_another_class_begins_with_its_own_defaults(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--ckpt_path", last(trained), "--config", str(TINY / "base.yaml")]  # it stores Ancestral's eta of 1
+    typed = run(["test", *tiny, "--model.init_args.sampler", "lightning_modules.diffusion.samplers.DDIM"]).model
+    assert (typed.sampler.steps, typed.sampler.eta) == (2, 0.0)
+    stored = run(["test", *tiny, "--model.init_args.sampler.init_args.eta", "0.5"]).model
+    assert stored.protocol() == "ancestral-2-eta0.5"
+
+
 def test_resume_continues_the_run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     resumed = run(["fit", *arguments(SRDIFF), "--ckpt_path", last(trained), "--trainer.max_steps", "4"])

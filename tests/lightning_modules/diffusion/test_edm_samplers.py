@@ -173,5 +173,13 @@ def test_what_does_not_fit_is_refused() -> None:
         EDMHeun(3, churn=4.0)(Recorder(x), Relay(), x)
     with pytest.raises(TypeError, match="mean of Relay"):
         Heun(3, spacing="trailing")(Recorder(x), Relay(), x)
-    with pytest.raises(ValueError, match="above 80"):
-        EDMHeun(3, churn=4.0)(Recorder(x), EDM(), x)
+    with pytest.raises(ValueError, match=r"above 80.*churn_range"):
+        EDMHeun(3, churn=4.0).grid(EDM())
+    with pytest.raises(ValueError, match=r"quantile 0.5 that the blur is set to end at; lower sigma_start"):
+        RelayHeun(blur_prob_length=0.5).grid(Relay())
+
+
+def test_names_tell_churn_and_an_unusual_share_of_noise() -> None:
+    assert EDMHeun(18).name == "edmheun-18"
+    assert EDMHeun(18, eta=0.05, churn=40).name == "edmheun-18-eta0.05-churn40"
+    assert RelayHeun(eta=0.0).name == "relayheun-7-below-0.9-eta0"

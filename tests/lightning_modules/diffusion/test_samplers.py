@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from torch import Tensor
 
+from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.process import Process, expand
 from lightning_modules.diffusion.relay import EDM, Relay
 from lightning_modules.diffusion.resshift import ResShift
@@ -254,3 +255,24 @@ def test_names_tell_solver_steps_and_spacing() -> None:
     assert DDIM(10, spacing="quadratic").name == "ddim-10-quadratic"
     assert DPMSolverPlusPlus(10, stochastic=True).name == "dpmpp2msde-10"
     assert Heun(18, spacing="karras").name == "heun-18-karras"
+
+
+def test_names_tell_an_unusual_share_of_noise() -> None:
+    assert DDIM(10, eta=1.0).name == "ddim-10-eta1"
+    assert Ancestral(10, eta=0.2, spacing="uniform").name == "ancestral-10-uniform-eta0.2"
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5])
+@pytest.mark.parametrize("solver", [Ancestral, DDIM, Heun])
+def test_a_share_of_noise_beyond_all_of_it_is_refused(solver: Callable[..., Sampler], eta: float) -> None:
+    with pytest.raises(ValueError, match=rf"eta: {eta} is outside \[0, 1\]"):
+        solver(5, eta=eta)
+
+
+@pytest.mark.parametrize("sampler", [DPMSolverPlusPlus(5, stochastic=True), Heun(5, eta=0.5), DoSMultistep(5)])
+def test_noise_beyond_the_posterior_is_refused_where_the_solver_counts_on_it(sampler: Sampler) -> None:
+    with pytest.raises(ValueError, match=r"set --model.init_args.process.init_args.posterior_variance small"):
+        sampler.grid(VP(SCHEDULE, posterior_variance="large"))
+    sampler.grid(VP(SCHEDULE))
+    for harmless in (Ancestral(5), DDIM(5), DPMSolverPlusPlus(5), Heun(5)):
+        harmless.grid(VP(SCHEDULE, posterior_variance="large"))

@@ -61,7 +61,14 @@ def test_karras_noise_is_even_in_its_seventh_root(process: VP | ResShift) -> Non
     torch.testing.assert_close(sigma[[0, -1]], ends, atol=0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "karras"])
+def test_edm_spaces_its_times_as_karras_did() -> None:
+    assert torch.equal(spaced(EDM(), 5, "karras"), EDM().grid(5))
+    sigma = noise_to_signal(EDM(), spaced(EDM(), 5, "karras")[:-1])
+    roots = sigma.pow(1 / 7).diff()
+    torch.testing.assert_close(roots, roots.mean().expand(4), atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic"])
 def test_a_process_that_spaces_its_own_times_is_left_to_it(spacing: Spacing) -> None:
     with pytest.raises(TypeError, match="EDM has none and spaces its times itself: leave spacing at trailing"):
         spaced(EDM(), 5, spacing)
