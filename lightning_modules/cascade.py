@@ -8,6 +8,7 @@ from datamodules.batch import Batch, make_batch
 from lightning_modules.base import SuperResolver
 from lightning_modules.checkpoint import CheckpointError, data_config, load_method, read_checkpoint
 from lightning_modules.diffusion.samplers import Sampler
+from lightning_modules.relay import EDM
 
 
 class Cascade(SuperResolver):
@@ -24,7 +25,7 @@ class Cascade(SuperResolver):
         samplers: One for each stage, null where a stage keeps its own; by default all do.
 
     Raises:
-        ValueError: there are no stages, or not as many samplers as stages.
+        ValueError: there are no stages, not as many samplers as stages, or a stage would ignore the images it is given.
         CheckpointError: a checkpoint cannot be used, or does not say what scale it was trained for.
     """
 
@@ -40,6 +41,8 @@ class Cascade(SuperResolver):
         for path, data in zip(stages, self.data, strict=True):
             if "scale" not in data:
                 raise CheckpointError(f"{path}: does not say what scale it was trained for, and cannot be a stage")
+        for index, (path, stage) in enumerate(zip(stages, self.stages, strict=True)):
+            _check_generator(path, stage, wanted=generate and index == 0)
         if generate:
             self.data[0]["scale"] = 1
 
@@ -77,3 +80,17 @@ class Cascade(SuperResolver):
             assert isinstance(stage, SuperResolver)
             names.append(stage.protocol() if sampler is None else sampler.name)
         return " > ".join(names)
+
+
+def _check_generator(path: str, stage: nn.Module, wanted: bool) -> None:
+    generates = isinstance(stage, EDM) and stage.generates
+    if generates and not wanted:
+        raise ValueError(
+            f"{path}: generates images and ignores those it is given (EDM with lr_condition: none); it can only be the "
+            "first stage, with --model.init_args.generate true"
+        )
+    if wanted and not generates:
+        raise ValueError(
+            f"{path}: is no generator (EDM with lr_condition: none), but configs/generate.yaml begins with one; to "
+            "enlarge images use configs/cascade.yaml"
+        )

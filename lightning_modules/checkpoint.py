@@ -246,6 +246,7 @@ def write_checkpoint(model: SuperResolver, config: Mapping[str, Any], path: str 
         "hyper_parameters": {"_class_path": config["model"]["class_path"], **config["model"].get("init_args", {})},
         "datamodule_hyper_parameters": {"_class_path": data.get("class_path"), **data.get("init_args", {})},
     }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)
 
 

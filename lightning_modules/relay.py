@@ -29,6 +29,11 @@ class EDM(DiffusionModule):
         super().__init__(**diffusion)
         self.lr_condition = lr_condition
 
+    @property
+    def generates(self) -> bool:
+        """Whether images come from noise alone, whatever the low-resolution image."""
+        return self.lr_condition == "none"
+
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """`{image: [B,3,H,W]}`, or nothing."""
         return {"image": batch["up"]} if self.lr_condition == "concat" else {}
@@ -69,6 +74,11 @@ class Relay(EDM):
     def __init__(self, lr_condition: LRCondition = "none", back_projection: bool = False, **diffusion: Any) -> None:
         super().__init__(lr_condition, **diffusion)
         self.back_projection = back_projection
+
+    @property
+    def generates(self) -> bool:
+        """Never: what the network is not shown, sampling starts from."""
+        return False
 
     def start_image(self, batch: Batch) -> Tensor:
         """The low-resolution image with every pixel repeated over a patch.

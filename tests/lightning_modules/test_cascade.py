@@ -136,6 +136,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         Cascade(paths, samplers=[EDMHeun(3)])
     with pytest.raises(CheckpointError, match=r"absent.ckpt: no such checkpoint"):
         Cascade([str(tmp_path / "absent.ckpt")])
+    generator = checkpoint(tmp_path, "generator", "EDM", scale=4)
+    with pytest.raises(ValueError, match=r"first.ckpt: is no generator .* use configs/cascade.yaml"):
+        Cascade(paths, generate=True)
+    for stages, generate in (([generator, paths[1]], False), ([generator, generator], True)):
+        with pytest.raises(ValueError, match=r"generator.ckpt: generates images and ignores those it is given"):
+            Cascade(stages, generate=generate)
     unsaid: SuperResolver = build(config("Relay", 2), "unsaid")
     write_checkpoint(unsaid, {"model": config("Relay", 2)}, tmp_path / "unsaid.ckpt")
     with pytest.raises(CheckpointError, match=r"unsaid.ckpt: does not say what scale"):
