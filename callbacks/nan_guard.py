@@ -1,7 +1,6 @@
-"""Stops a run whose loss is no number, and keeps what is needed to see why."""
+"""Stops a run whose loss is no number, and keeps what is needed to repeat the step."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +18,46 @@ class NonFiniteLossError(ValueError):
 class NaNGuard(Callback):
     """Raises at the first training step whose loss is NaN or infinite, before a checkpoint of it is written.
 
-    The run's folder then holds `nan/step-<n>-rank-<r>.json` (the images' keys, their times, and the seed, rank, epoch
-    and batch number that the step's random numbers are a function of) and, beside it, the batch's tensors as
-    `.safetensors`. Reading the loss waits for the device once a step.
+    `python -m lightning_modules.replay RUN/nan/step-<n>-rank-<r>.json` repeats the step from what the run's folder then
+    holds: that record (the images' keys, their times, the seed of the step's random numbers), beside it the batch's
+    tensors as `.safetensors`, and as `.ckpt` the weights that the loss was computed with. Reading the loss waits for
+    the device once a step.
     """
 
     def __init__(self) -> None:
         self._folder = Path()
+        self._checkpoint: dict[str, Any] | None = None  # of the step whose loss is no number
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the run's folder while all processes are here: asking for it makes them meet."""
         self._folder = Path(trainer.log_dir or ".") / "nan"
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Looks at the loss, and keeps the weights before the optimizer ruins them."""
+        if self._checkpoint is None and not torch.isfinite(loss).all():
+            weights = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
+            self._checkpoint = {"loss": float(loss.detach()), "seed": torch.initial_seed(), "state_dict": weights}
+            pl_module.on_save_checkpoint(self._checkpoint)  # leaves frozen weights out
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Looks at the loss of one step.
+        """Writes down a step whose loss is no number.
 
         Raises:
-            NonFiniteLossError: it is NaN or infinite.
+            NonFiniteLossError: it is one.
         """
-        if not isinstance(outputs, dict) or bool(torch.isfinite(outputs["loss"])):
+        if self._checkpoint is None:
             return
-        stem = f"step-{trainer.global_step:06d}-rank-{trainer.global_rank}"
+        stem = self._folder / f"step-{trainer.global_step:06d}-rank-{trainer.global_rank}"
+        times = outputs.get("t") if isinstance(outputs, dict) else None
         record = {
-            "loss": str(float(outputs["loss"])),
+            "loss": str(self._checkpoint["loss"]),
             "key": batch["key"],
-            "t": outputs["t"].tolist() if "t" in outputs else None,
-            "seed": os.environ.get("PL_GLOBAL_SEED"),
+            "t": None if times is None else times.tolist(),
+            "seed": self._checkpoint["seed"],
+            "device": pl_module.device.type,
+            "precision": trainer.precision,
             "rank": trainer.global_rank,
             "epoch": trainer.current_epoch,
             "batch": batch_idx,
@@ -54,10 +65,11 @@ class NaNGuard(Callback):
         }
         tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n")
-        save_file(tensors, self._folder / f"{stem}.safetensors")
+        stem.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+        save_file(tensors, stem.with_suffix(".safetensors"))
+        torch.save({"state_dict": self._checkpoint["state_dict"]}, stem.with_suffix(".ckpt"))
         raise NonFiniteLossError(
-            f"the loss became {record['loss']} at step {record['step']} on {', '.join(batch['key'])}; batch and random "
-            f"state are kept in {self._folder / stem}.*. Lower the learning rate, clip gradients "
+            f"the loss became {record['loss']} at step {record['step']} on {', '.join(batch['key'])}. See where: "
+            f"python -m lightning_modules.replay {stem}.json. Lower the learning rate, clip gradients "
             "(--trainer.gradient_clip_val 1.0) or train in float32, from the last checkpoint"
         )
