@@ -121,7 +121,7 @@ def build(config: Mapping[str, Any], source: str | Path) -> SuperResolver:
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         said = str(said_by_constructor(error))
         said = said.partition("Errors:")[2].partition("- Expected a <class 'NoneType'>")[0] or said  # of jsonargparse
-        reason = shorten(said, 240, placeholder=" ...")
+        reason = shorten(said, 500, placeholder=" ...")
         raise CheckpointError(f"{source}: describes a model that cannot be built here: {reason}") from error
     return model
 

@@ -15,7 +15,7 @@ from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.networks import ldm_names
 from lightning_modules.networks.rrdb import RRDBNet, accept_basicsr_names
-from lightning_modules.networks.sd21 import ControlledUNet, text_encoder
+from lightning_modules.networks.sd21 import OPTION, ControlledUNet, text_encoder
 
 RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases"
 PRECISION = 2e-3  # relative, within which the same weights in half precision agree
@@ -47,6 +47,7 @@ class DoSSRStableDiffusion(DiffusionModule):
 
     Raises:
         CheckpointError: the restorer's weights are absent or do not fit.
+        ValueError: the base writes something else than noise.
     """
 
     network: ControlledUNet
@@ -57,6 +58,7 @@ class DoSSRStableDiffusion(DiffusionModule):
         self, restorer: RRDBNet, restorer_weights: str, color_fix: ColorFix = "wavelet", **diffusion: Any
     ) -> None:
         super().__init__(**diffusion)
+        check_predicts_noise(self.network.weights)
         with asking_for(RESTORER, "--model.init_args.restorer_weights"):
             load_network(restorer, restorer_weights)
         self.restorer = in_memory_format(restorer, self.memory_format).requires_grad_(False)
@@ -124,6 +126,26 @@ class DoSSRStableDiffusion(DiffusionModule):
         controlnet = ldm_names.controlnet(parts["controlnet"])
         own = {f"network.controlnet.{key}": value for key, value in controlnet.items()}
         return {**own, "network.signature": self.network.signature}
+
+
+def check_predicts_noise(weights: str) -> None:
+    """Looks into the scheduler beside a base's weights, where there is one.
+
+    Raises:
+        ValueError: the base writes velocities, as Stable Diffusion 2.1 for 768 px does; its layers are 2.1-base's.
+    """
+    from diffusers import DDIMScheduler  # takes seconds
+
+    try:
+        scheduler: Any = DDIMScheduler.load_config(weights, subfolder="scheduler")
+    except OSError:
+        return
+    written = scheduler.get("prediction_type", "epsilon")
+    if written != "epsilon":
+        raise ValueError(
+            f"{weights}/scheduler: this base writes {written}, where DoSSR needs one that writes noise, epsilon, as "
+            f"stable-diffusion-2-1-base does: give that as {OPTION}"
+        )
 
 
 def check_shift(process: DomainShift, state: dict[str, Tensor]) -> None:

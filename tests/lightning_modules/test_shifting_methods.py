@@ -1,11 +1,14 @@
 """ResShift and DoSSR as modules: what the network is shown, training, several draws, and published weights."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -14,7 +17,7 @@ from datamodules.batch import Batch
 from lightning_modules import resshift
 from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError, import_published, load_network
-from lightning_modules.cli import CONFIGS, main
+from lightning_modules.cli import CONFIGS, configured_model, main
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.parameterization import AnchorResidual, Clean, ShiftedEpsilon
 from lightning_modules.diffusion.region import Yoda
@@ -237,6 +240,22 @@ def test_what_is_asked_for_in_vain_is_one_message(
     monkeypatch.setattr(sys, "argv", ["lightning", "fit", *arguments(CONFIGS / f"{experiment}.yaml"), option, value])
     with pytest.raises(SystemExit, match=said):
         main()
+
+
+@pytest.mark.parametrize("written", ["epsilon", "v_prediction"])
+def test_a_base_that_writes_velocities_is_refused(written: str, isolated_environment: Path, tmp_path: Path) -> None:
+    shutil.copytree(isolated_environment / "tiny" / "sd21", tmp_path / "sd21")
+    (tmp_path / "sd21" / "scheduler").mkdir()
+    config = {"_class_name": "DDIMScheduler", "prediction_type": written}
+    (tmp_path / "sd21" / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    weights = {"model": {"init_args": {"network": {"init_args": {"weights": str(tmp_path / "sd21")}}}}}
+    layers = arguments(CONFIGS / "dossr_sd21.yaml")[1::2]
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({"compose": layers, **weights}))
+    if written == "epsilon":
+        assert configured_model(tmp_path / "other.yaml")
+        return
+    with pytest.raises(CheckpointError, match=r"sd21/scheduler: this base writes v_prediction.*2-1-base.*network"):
+        configured_model(tmp_path / "other.yaml")
 
 
 def test_the_wrong_file_is_no_wall_of_keys(tmp_path: Path) -> None:
