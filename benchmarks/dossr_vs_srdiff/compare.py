@@ -65,10 +65,10 @@ def trained(name: str, minutes: float, runs: Path, train: str, *extra: str) -> P
     return checkpoint
 
 
-def test_batches(folders: list[str]) -> Iterator[Batch]:
-    """The images of the test folders, one by one, with MATLAB's bicubic degradation."""
+def test_batches(folders: list[str], crop: int | None) -> Iterator[Batch]:
+    """The images of the test folders or their centres, one by one, with MATLAB's bicubic degradation."""
     for folder in folders:
-        data = Folder(test=folder, scale=4, num_workers=0)
+        data = Folder(test=folder, scale=4, val_crop=crop, num_workers=0)
         for raw in data.test_dataloader():
             yield data.on_after_batch_transfer(raw, 0)
 
@@ -126,6 +126,7 @@ def write(out: Path, minutes: float, given: argparse.Namespace, lines: list[str]
     cpu = f"{torch.get_num_threads()} threads"
     about = f"{minutes:g} minutes of training each on a CPU ({cpu}, bf16-mixed), seed 0; {Path(given.train).name} x4."
     tests = ", ".join(Path(folder).name for folder in given.test)
+    tests += f", centres of {given.crop}x{given.crop}" if given.crop else ""
     shown = "PSNR-Y in dB / SSIM-Y, border 4, 8 bits, mean over images"
     intro = (__doc__ or "").split("\n\n", 2)[2].strip()
     head = [
@@ -143,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, help="folder of training images")
     parser.add_argument("--test", required=True, nargs="+", help="folders of test images")
+    parser.add_argument("--crop", type=int, help="score the centre of that many pixels a side instead of the whole")
     parser.add_argument("--minutes", type=float, required=True, help="training time of each method")
     parser.add_argument("--runs", type=Path, default=Path("runs/dossr_vs_srdiff"))
     parser.add_argument("--out", type=Path, default=HERE.parent / "results")
@@ -154,7 +156,7 @@ def main() -> None:
         "dossr": trained("dossr", minutes, given.runs, given.train),
         **{name: trained(name, minutes * 3 / 4, given.runs, given.train, *frozen) for name in SRDIFF},
     }
-    batches = list(test_batches(given.test))
+    batches = list(test_batches(given.test, given.crop))
     bicubic = [full_reference_scores(unit(b["up"], b), unit(b["hr"], b), border=4) for b in batches]
     means = {key: fmean(float(row[key]) for row in bicubic) for key in ("psnr_y", "ssim_y")}
     lines = [f"{len(batches)} images; bicubic: {means['psnr_y']:.2f} / {means['ssim_y']:.4f}"]
