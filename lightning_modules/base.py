@@ -237,8 +237,9 @@ class DiffusionModule(SuperResolver):
         self.network = in_memory_format(network, self.memory_format)
         self.process, self.parameterization, self.space, self.sampler = process, parameterization, space, sampler
         self.region, self.guidance, self.norm = region, guidance or [], norm
+        has_null = type(self).null_condition is not DiffusionModule.null_condition
         for wrapper in self.guidance:
-            wrapper.check(network)
+            wrapper.check(network, null_condition=has_null)
         sampler.grid(process)  # refuses an impossible pair now and not at the first validation
         self.optimizer, self.lr_scheduler, self.draws = optimizer, lr_scheduler, draws
         self.tile, self.overlap = tile, overlap

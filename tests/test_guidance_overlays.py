@@ -90,9 +90,8 @@ def test_a_wrong_layer_is_named_beside_the_right_ones(tmp_path: Path) -> None:
 
 
 def test_classifier_free_guidance_needs_a_null_condition(tmp_path: Path) -> None:
-    model, config = configured_model(composed("sr3", tmp_path, "guidance/cfg.yaml"))
-    with pytest.raises(ValueError, match="needs a method with a null condition"):
-        model.super_resolve(batch_for(config))
+    with pytest.raises(CheckpointError, match="needs a method with a null condition"):
+        configured_model(composed("sr3", tmp_path, "guidance/cfg.yaml"))
 
 
 def test_a_skip_policy_is_laid_over_a_method_that_fits(tmp_path: Path) -> None:

@@ -29,11 +29,15 @@ Bound = Callable[[Tensor], Tensor]
 class Guidance(ABC):
     """Wraps a denoiser in another."""
 
-    def check(self, network: nn.Module) -> None:
+    def check(self, network: nn.Module, *, null_condition: bool) -> None:
         """Called once when the model is built.
 
+        Args:
+            network: The network that will be guided.
+            null_condition: Whether the method has one.
+
         Raises:
-            ValueError: the network lacks what this guidance needs.
+            ValueError: network or method lack what this guidance needs.
         """
 
     @abstractmethod
@@ -69,6 +73,14 @@ class ClassifierFreeGuidance(Guidance):
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
+    def check(self, network: nn.Module, *, null_condition: bool) -> None:
+        """See `Guidance.check`."""
+        if not null_condition:
+            raise ValueError(
+                "ClassifierFreeGuidance needs a method with a null condition (its `null_condition`), and this one has "
+                "none: take it out of `guidance`"
+            )
+
     def wrap(
         self,
         denoise: Denoise,
@@ -79,16 +91,8 @@ class ClassifierFreeGuidance(Guidance):
         unconditional: Denoise | None,
         bound: Bound,
     ) -> Denoise:
-        """`unconditional + scale * (conditional - unconditional)`.
-
-        Raises:
-            ValueError: the method has no null condition.
-        """
-        if unconditional is None:
-            raise ValueError(
-                "ClassifierFreeGuidance needs a method with a null condition (its `null_condition`), and this one has "
-                "none: take it out of `guidance`"
-            )
+        """`unconditional + scale * (conditional - unconditional)`."""
+        assert unconditional is not None  # checked
         if self.scale == 1:
             return denoise
 
@@ -141,13 +145,16 @@ class SelfAttentionGuidance(Guidance):
         self.layer, self.scale, self.mask, self.threshold = layer, scale, mask, threshold
         self.kernel, self.sigma, self.t_range, self.branch = kernel, sigma, t_range, branch
 
-    def check(self, network: nn.Module) -> None:
+    def check(self, network: nn.Module, *, null_condition: bool) -> None:
         """Finds the layer.
 
         Raises:
-            ValueError: it is not there; the message lists the layers that are.
+            ValueError: it is not there, and the message lists the layers that are; or `branch` asks for a null
+                condition that the method does not have.
         """
         self._layer(network)
+        if self.branch == "unconditional" and not null_condition:
+            raise ValueError("branch: unconditional needs a method with a null condition; set branch: conditional")
 
     def _layer(self, network: nn.Module) -> nn.Module | None:
         if self.mask == "uniform":
@@ -164,16 +171,11 @@ class SelfAttentionGuidance(Guidance):
         unconditional: Denoise | None,
         bound: Bound,
     ) -> Denoise:
-        """See `Guidance.wrap`. At scale 0 the denoiser itself is returned.
-
-        Raises:
-            ValueError: the layer is not there, or `branch` asks for a null condition that the method does not have.
-        """
+        """See `Guidance.wrap`. At scale 0 the denoiser itself is returned."""
         if self.scale == 0:
             return denoise
-        if self.branch == "unconditional" and unconditional is None:
-            raise ValueError("branch: unconditional needs a method with a null condition; set branch: conditional")
-        probed = unconditional if self.branch == "unconditional" and unconditional is not None else denoise
+        probed = denoise if self.branch == "conditional" else unconditional
+        assert probed is not None  # checked
         layer = self._layer(network)
 
         def guided(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:

@@ -200,9 +200,10 @@ def test_classifier_free_guidance_extrapolates() -> None:
 
 @pytest.mark.parametrize("guidance", [ClassifierFreeGuidance(2.0), sag(branch="unconditional")])
 def test_a_method_without_a_null_condition_is_refused(guidance: Guidance) -> None:
-    network, denoise, _, _ = setting()
+    network, _, _, _ = setting()
+    guidance.check(network, null_condition=True)
     with pytest.raises(ValueError, match="null condition"):
-        wrap(guidance, network, denoise)
+        guidance.check(network, null_condition=False)
 
 
 def test_a_kernel_that_the_border_cannot_reflect_is_refused() -> None:
@@ -219,23 +220,23 @@ def sr3() -> SR3UNet:
 
 def test_a_layer_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(ValueError, match=r"no self-attention at layer: middle; it has .*mid\.0\.attn"):
-        SelfAttentionGuidance("middle").check(sr3())
+        SelfAttentionGuidance("middle").check(sr3(), null_condition=False)
     with pytest.raises(ValueError, match="no self-attention at layer: None"):
-        SelfAttentionGuidance().check(setting()[0])
-    SelfAttentionGuidance("downs.3.attn").check(sr3())
+        SelfAttentionGuidance().check(setting()[0], null_condition=False)
+    SelfAttentionGuidance("downs.3.attn").check(sr3(), null_condition=False)
 
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_networks_name_their_innermost_attention(size: int) -> None:
     for network in (sr3(), UNetSwin(), ADMUNet(img_resolution=size, model_channels=16, channels_per_head=16)):
-        SelfAttentionGuidance().check(network)
+        SelfAttentionGuidance().check(network, null_condition=False)
 
 
 def test_a_network_without_softmax_attention_is_offered_the_uniform_mask() -> None:
     network = SRDiffUNet(4, 8, [1, 2], 4, 3)
     with pytest.raises(ValueError, match=r"SRDiffUNet has no softmax.*guidance\.init_args\.mask uniform"):
-        SelfAttentionGuidance("mid_attn").check(network)
-    SelfAttentionGuidance(mask="uniform").check(network)
+        SelfAttentionGuidance("mid_attn").check(network, null_condition=False)
+    SelfAttentionGuidance(mask="uniform").check(network, null_condition=False)
 
 
 def test_received_attention_averages_to_one() -> None:
