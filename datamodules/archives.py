@@ -44,7 +44,7 @@ def obtain(archive: Archive, raw: Path, timeout: float = 30.0) -> Path:
     try:
         if not file.exists():
             _log.warning("%s is not there; downloading %s", folder, archive.url)
-            download(archive.url, file, timeout)
+            download(archive.url, file, timeout, shown=True)
         _check(file, archive)
         _unpack(file, raw)
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:

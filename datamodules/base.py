@@ -46,7 +46,7 @@ class SRDataModule(LightningDataModule, ABC):
         val_batch_size: images per validation batch; whole images of different sizes need 1.
         shuffle: window of the shuffle, in samples.
         seed: of order, patches and degradations in training; None takes that of the run (`seed_everything`).
-        max_bad: share of the training samples that may be damaged before the run stops.
+        max_bad: share of the training samples that may be damaged before the run stops; at least 5 may, unless it is 0.
         attention: folder of attention maps of the whole LR images, `<key without the set's name>.png`, which are
             cropped and mirrored with the images (YODA); None leaves the map to the method.
 

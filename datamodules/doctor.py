@@ -35,7 +35,7 @@ from datamodules.sources import BadSample, Files, Source
 
 _SHIFT = 0.3  # LR pixels
 _TILE = re.compile(r"_s\d{3,}$")  # what the packer adds to the keys of sub-images
-_SHOWN = 10  # pairs of copies of two sets
+_SHOWN = 10  # of samples that cannot be read, and of copies between two sets
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,11 @@ def remarks(source: Source, findings: Sequence[Findings], crop: int, scale: int,
         yield Remark(False, f"{len(source)} samples for {processes} processes: some have nothing to validate")
     if isinstance(source, Shards):
         yield from _about_shards(source, processes)
-    for finding in findings:
-        if finding.trouble:
-            yield Remark(True, f"{finding.trouble}: repair or repack it")
+    troubles = [finding.trouble for finding in findings if finding.trouble]
+    for trouble in troubles[:_SHOWN]:
+        yield Remark(True, f"{trouble}: repair or repack it")
+    if len(troubles) > _SHOWN:
+        yield Remark(True, f"and {len(troubles) - _SHOWN} more samples that cannot be read")
     yield from _about_images([finding for finding in findings if not finding.trouble], crop)
     yield from _about_pairs([finding for finding in findings if not finding.trouble], scale)
     alike = [(findings[one].key, findings[other].key) for one, other in copies([found.code for found in findings])]
@@ -127,8 +129,9 @@ def _about_shards(source: Shards, processes: int) -> Iterator[Remark]:
     for url, counted, shard in zip(source.urls, source.groups, range(len(source.urls)), strict=True):
         contents = source.contents(shard)
         if contents.damage or len(contents.entries) != counted:
-            text = f"{url}: {len(contents.entries)} of {counted} samples {contents.damage}"
-            yield Remark(True, f"{text}: copy, fetch or pack it again")
+            why = contents.damage and f", {contents.damage}"
+            text = f"{url}: {len(contents.entries)} of {counted} samples are there{why}: copy, fetch or pack it again"
+            yield Remark(True, text)
         elif source.digests[shard] not in (None, _digest(contents.path)):
             yield Remark(True, f"{url}: its bytes are not those that were packed: copy, fetch or pack it again")
 

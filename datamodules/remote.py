@@ -8,16 +8,19 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import closing
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 from filelock import FileLock
+from rich.progress import track
 from webdataset.gopen import gopen
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 3
+_BLOCK = 1 << 20  # bytes
 
 
 def cache_folder() -> Path:
@@ -76,8 +79,8 @@ def _download_in_attempts(url: str, target: Path, timeout: float, digest: str | 
     raise OSError(f"{url}: not fetched in {_ATTEMPTS} attempts: {failure}")
 
 
-def download(url: str, target: Path, timeout: float, digest: str | None = None) -> Path:
-    """Writes what a URL holds to `target`, which appears when it is complete.
+def download(url: str, target: Path, timeout: float, digest: str | None = None, *, shown: bool = False) -> Path:
+    """Writes what a URL holds to `target`, which appears when it is complete; with a progress bar if `shown`.
 
     Raises:
         OSError: no connection, no answer within `timeout` seconds, fewer bytes than promised, or another sha256 than
@@ -87,10 +90,11 @@ def download(url: str, target: Path, timeout: float, digest: str | None = None) 
     seen = hashlib.sha256()
     try:
         with closing(_open(url, timeout)) as stream, part.open("wb") as file:
-            while block := stream.read(1 << 20):
+            promised = stream.headers["Content-Length"] if isinstance(stream, HTTPResponse) else None
+            blocks = iter(partial(stream.read, _BLOCK), b"")
+            for block in track(blocks, target.name, int(promised or 0) // _BLOCK or None, disable=not shown):
                 file.write(block)
                 seen.update(block)
-            promised = stream.headers["Content-Length"] if isinstance(stream, HTTPResponse) else None
             if promised is not None and file.tell() != int(promised):
                 raise OSError(f"{url}: the connection closed after {file.tell()} of {promised} bytes")
     except HTTPException as error:

@@ -81,7 +81,7 @@ class TrainStream(IterableDataset[RawBatch]):
         place: this rank among all.
         seed: of the order.
         window: see `epoch_order`.
-        max_bad: share of the records that may be bad before this rank gives up (5 are always allowed).
+        max_bad: share of the records that may be bad before this rank gives up; at least 5 may, unless it is 0.
         paired: whether samples carry their LR image.
         first: number of the batch to begin with.
     """
@@ -133,7 +133,8 @@ class TrainStream(IterableDataset[RawBatch]):
     def _note(self, index: int, reason: str) -> None:
         self.bad[index] = True
         self.reasons.append(reason)
-        count, allowed = int(self.bad.sum()), max(_TOLERATED, int(self.max_bad * len(self.source)))
+        count = int(self.bad.sum())
+        allowed = max(_TOLERATED, int(self.max_bad * len(self.source))) if self.max_bad else 0
         _log.warning("bad sample %d (at most %d of %d allowed): %s", count, allowed, len(self.source), reason)
         if count > allowed:
             raise DataError(

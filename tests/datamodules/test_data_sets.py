@@ -23,6 +23,7 @@ from datamodules.archives import Archive, obtain
 from datamodules.base import SRDataModule
 from datamodules.benchmark_sets import BenchmarkSet
 from datamodules.celeba import CelebA
+from datamodules.degradations.bicubic import Bicubic
 from datamodules.div2k import DF2K, DIV2K
 from datamodules.ffhq import Faces
 from datamodules.pack import pack_folder
@@ -234,6 +235,14 @@ def test_a_preset_leaves_nothing_of_the_one_before(preset: Path) -> None:
         assert overlaid(before, preset) == overlaid(preset) == (type(shown), vars(shown))
 
 
+@pytest.mark.parametrize("name", ["set5", "set14", "b100", "urban100", "manga109"])
+def test_a_benchmark_set_is_bicubic_whatever_the_training_was(name: str) -> None:
+    options = ["--config", str(CONFIGS / "data" / f"{name}.yaml")]
+    trained = [flag for layer in layers(PRESETS / "resshift.yaml") for flag in ("--config", str(layer))]
+    degradation = configured(CONFIGS / "data" / "div2k_x4.yaml", *trained, *options).degradation
+    assert (type(degradation), vars(degradation)) == (Bicubic, {"scale": 4, "rounding": "once"})
+
+
 def test_a_test_set_has_nothing_to_train_on(prepared: Path) -> None:
     with pytest.raises(FileNotFoundError, match="Set5 is for test only"):
         BenchmarkSet(str(prepared / "data/benchmark")).train_dataloader()
@@ -313,7 +322,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
         archive.writestr("HR/a.png", b"png")
     digest = hashlib.sha256(content.getvalue()).hexdigest()
 
-    def download(url: str, target: Path, timeout: float) -> Path:
+    def download(url: str, target: Path, timeout: float, *, shown: bool) -> Path:
         if url != "https://host/HR.zip":
             raise OSError("Name or service not known")
         target.write_bytes(content.getvalue())

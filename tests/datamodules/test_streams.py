@@ -128,6 +128,11 @@ def test_the_share_of_bad_samples_can_be_raised() -> None:
     assert len(take(stream(Numbers([40], damaged=range(20)), max_bad=0.5), 40)) == 40
 
 
+def test_no_bad_sample_may_be_allowed() -> None:
+    with pytest.raises(DataError, match="1 bad samples, more than 0 of 40, such as n/7: broken"):
+        take(stream(Numbers([40], damaged=[7]), max_bad=0.0), 40)
+
+
 def test_nothing_but_bad_samples_is_an_error() -> None:
     with pytest.raises(DataError, match="no sample of the training set can be used"):
         take(stream(Numbers([3], damaged=range(3))), 1)

@@ -99,6 +99,31 @@ def test_the_order_of_operations() -> None:
     assert stats.chisquare(counts, [200, 50, 200, 50]).pvalue > 1e-3
 
 
+def test_each_stage_draws_from_its_own_ranges() -> None:
+    drawn = [RealESRGAN().recipe(f"{i}", epoch=0, seed=0)["operations"] for i in range(4000)]
+    stages = [one[:4] for one in drawn], [one[4:-3] for one in drawn], [one[-3:] for one in drawn]
+
+    def values(stage: int, key: str, **named: str) -> list[float]:
+        found = [one for operations in stages[stage] for one in operations if named.items() <= one.items()]
+        return [one[key] for one in found if key in one]
+
+    for stage, sigma, (least, most), noise, photons in ((0, 3.0, (0.15, 1.5), 30, 3.0), (1, 1.5, (0.3, 1.2), 25, 2.5)):
+        follows_uniform(values(stage, "sigma_x"), 0.2, sigma)
+        factors = values(stage, "factor", name="resize" if stage else "rescale")
+        follows_uniform([factor for factor in factors if factor < 1], least, 1.0)
+        follows_uniform([factor for factor in factors if factor > 1], 1.0, most)
+        follows_uniform(values(stage, "sigma", name="gaussian_noise"), 1, noise)
+        follows_uniform(values(stage, "factor", name="poisson_noise"), 0.05, photons)
+    follows_uniform(values(0, "quality"), 30, 95)
+    follows_uniform(values(2, "quality"), 30, 95)
+    follows_uniform([one["cutoff"] for ends in stages[2] for one in ends if names([one]) == ["blur"]], np.pi / 3, np.pi)
+
+
+def follows_uniform(drawn: list[float], low: float, high: float) -> None:
+    assert len(drawn) > 300
+    assert stats.kstest(drawn, stats.uniform(low, high - low).cdf).pvalue > 1e-3
+
+
 def test_half_of_the_images_skip_the_second_stage() -> None:
     degradation = RealESRGAN(second_order_prob=0.5)
     drawn = [names(degradation.recipe(f"{i}", epoch=0, seed=0)["operations"]) for i in range(2000)]
