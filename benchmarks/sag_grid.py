@@ -10,7 +10,6 @@ each other only. `--lpips` adds LPIPS where its weights are.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +80,7 @@ def main() -> None:
 
 
 def write(arguments: argparse.Namespace, model: DiffusionModule, results: dict[str, dict[str, float]]) -> None:
-    """The table, and the numbers."""
+    """The table."""
     first = next(iter(results.values()))
     columns = [name for name in first if name not in ("seconds", "images")]
     lines = [
@@ -100,7 +99,6 @@ def write(arguments: argparse.Namespace, model: DiffusionModule, results: dict[s
         lines.append(f"| {scale} | {values} | {row['seconds'] / first['seconds']:.2f} |")
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "sag_grid.md").write_text("\n".join(lines) + "\n")
-    (arguments.out / "sag_grid.json").write_text(json.dumps(results, indent=2) + "\n")
     print("\n".join(lines))
 
 
