@@ -193,9 +193,10 @@ class SkipSampler(Ancestral):
         return coarse, fine
 
     def _misfit(self, process: Process) -> str:
+        table = "" if process.steps is None else f" of {process.steps} steps"
         return (
             f"coarse_steps: {self.coarse_steps} and fine_steps: {self.fine_steps} do not fit the base's process "
-            f"{type(process).__name__} of {process.steps} steps"
+            f"{type(process).__name__}{table}"
         )
 
     def __call__(
