@@ -43,6 +43,7 @@ class Cascade(SuperResolver):
                 raise CheckpointError(f"{path}: does not say what scale it was trained for, and cannot be a stage")
         for index, (path, stage) in enumerate(zip(stages, self.stages, strict=True)):
             _check_generator(path, stage, wanted=generate and index == 0)
+        self.generate = generate
         if generate:
             self.data[0]["scale"] = 1
 
@@ -59,10 +60,11 @@ class Cascade(SuperResolver):
         scales = [data["scale"] for data in self.data]
         asked = batch["up"].shape[-1] // batch["lr"].shape[-1]
         if prod(scales) != asked:
-            factors = " ".join(f"x{scale}" for scale in scales)
+            factors, side = " ".join(f"x{scale}" for scale in scales), batch["lr"].shape[-1]
+            option = f"final {side * prod(scales)}" if self.generate else f"scale {prod(scales)}"
             raise ValueError(
                 f"the stages enlarge by {factors}, x{prod(scales)} in all, but the data is configured for x{asked}: "
-                f"set --data.init_args.scale {prod(scales)}"
+                f"set --data.init_args.{option}"
             )
         samplers = [*self.samplers[:-1], sampler or self.samplers[-1]]
         image = (batch["lr"] + 1) / 2

@@ -93,6 +93,8 @@ def test_a_generated_image_depends_on_its_seed_alone_and_is_enlarged(tmp_path: P
     assert [batch["key"] for batch in batches] == [["000007", "000008"], ["000009"]]
     generated = torch.cat([cascade.super_resolve(batch) for batch in batches])
     assert generated.shape == (3, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"x1 x4, x4 in all, .* x2: set --data.init_args.final 64"):
+        cascade.super_resolve(next(iter(Seeds(count=1, size=16, final=32).predict_dataloader())))
     again = next(iter(Seeds(count=1, first=8, size=16, final=64).predict_dataloader()))
     assert torch.allclose(cascade.super_resolve(again), generated[1:2], atol=1e-5)
     assert not torch.allclose(generated[0], generated[1])
