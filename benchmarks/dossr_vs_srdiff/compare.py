@@ -3,8 +3,7 @@
     python benchmarks/dossr_vs_srdiff/compare.py --train bsds400 --test set5 --minutes 120 [--runs runs] [--out ...]
 
 Each method trains for the given minutes on this machine; a quarter of SRDiff's go to its encoder. A run that has its
-checkpoint already is not repeated. SRDiff is trained twice on one encoder: predicting the noise, as published, and
-predicting the clean residual, as the quick start does.
+checkpoint already is not repeated. SRDiff predicts the clean residual, as the quick start does.
 
 Every model enlarges the test images with 1, 5, 10 and 50 network evaluations, in bfloat16, and PSNR and SSIM on Y are
 written beside those of bicubic enlargement, with a picture of one image. The U-Nets have two million weights each
@@ -36,7 +35,6 @@ from lightning_modules.metrics.pixels import to_uint8
 HERE = Path(__file__).parent
 EVALUATIONS = (1, 5, 10, 50)
 PICTURED = (1, 5, 50)
-SRDIFF = {"srdiff": "SRDiff", "srdiff_clean": "SRDiff, clean residual"}
 Scores = dict[tuple[str, int], dict[str, float]]  # by sampler and evaluations
 
 
@@ -44,11 +42,10 @@ def samplers(method: str, steps: int) -> dict[str, Sampler]:
     """What a method is sampled with, by name."""
     if method == "dossr":
         return {f"DoSSR, order {order}": DoSMultistep(steps, order) for order in (1, 2, 3)}
-    title = SRDIFF[method]
     return {
-        f"{title}, ancestral": Ancestral(steps),
-        f"{title}, DDIM": DDIM(steps),
-        f"{title}, DPM-Solver++(2M)": DPMSolverPlusPlus(steps),
+        "SRDiff, ancestral": Ancestral(steps),
+        "SRDiff, DDIM": DDIM(steps),
+        "SRDiff, DPM-Solver++(2M)": DPMSolverPlusPlus(steps),
     }
 
 
@@ -154,7 +151,7 @@ def main() -> None:
     frozen = ("--model.init_args.encoder_weights", str(encoder))
     checkpoints = {
         "dossr": trained("dossr", minutes, given.runs, given.train),
-        **{name: trained(name, minutes * 3 / 4, given.runs, given.train, *frozen) for name in SRDIFF},
+        "srdiff": trained("srdiff", minutes * 3 / 4, given.runs, given.train, *frozen),
     }
     batches = list(test_batches(given.test, given.crop))
     bicubic = [full_reference_scores(unit(b["up"], b), unit(b["hr"], b), border=4) for b in batches]
