@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any, Literal
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from lightning_modules.diffusion import relay
 from lightning_modules.diffusion.samplers import Sampler
 
 LRCondition = Literal["none", "concat"]
+ROUNDING = 0.5  # grey levels, the most that 8 bits take from an average
 
 
 class EDM(DiffusionModule):
@@ -60,8 +62,8 @@ class Relay(EDM):
     """Continues the diffusion from the low-resolution image, whose repeated pixels are where the blur ends.
 
     The image must be the average of each patch (`datamodules.degradations.area.Area`); other kinds of shrinking leave a
-    mismatch at the start. What ties the result to it is the noise level that sampling starts from, and with `concat`
-    the network's own view of it.
+    mismatch at the start, and a warning is given. What ties the result to it is the noise level that sampling starts
+    from, and with `concat` the network's own view of it.
 
     Args:
         lr_condition: See `EDM`; the paper's second stage is `none`.
@@ -74,6 +76,7 @@ class Relay(EDM):
     def __init__(self, lr_condition: LRCondition = "none", back_projection: bool = False, **diffusion: Any) -> None:
         super().__init__(lr_condition, **diffusion)
         self.back_projection = back_projection
+        self._compared = False  # the low-resolution images with the averages of the first targets seen
 
     @property
     def generates(self) -> bool:
@@ -93,7 +96,23 @@ class Relay(EDM):
                 f"{large[0]}x{large[1]}, but patches of {patch}x{patch} relay from an image {patch} times smaller; "
                 "give the data's scale and the process's patch the same value"
             )
+        self._compare_averages(batch)
         return interpolate(batch["lr"], scale_factor=float(patch), mode="nearest")
+
+    def _compare_averages(self, batch: Batch) -> None:
+        """Warns once of data whose low-resolution images are no averages."""
+        if self._compared or "hr" not in batch or batch["hr"].shape != batch["up"].shape:  # padded, when enlarging
+            return
+        self._compared = True
+        difference = 127.5 * float((batch["lr"] - avg_pool2d(batch["hr"], self.process.patch)).abs().mean())
+        if difference > ROUNDING:
+            patch = f"{self.process.patch}x{self.process.patch}"
+            warn(
+                f"the low-resolution images differ by {difference:.1f} of 255 grey levels from the averages of {patch} "
+                "pixels, which Relay Diffusion starts from; for averages add "
+                "--config configs/data/degradation/area.yaml",
+                stacklevel=2,
+            )
 
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
         """See `DiffusionModule.enlarge`; then the averages of the patches, if asked for."""

@@ -92,6 +92,19 @@ def test_relay_starts_from_repeated_pixels_whatever_the_data_enlarged_with() -> 
     assert not torch.allclose(start, images["up"])
 
 
+def test_images_that_are_no_averages_are_named_once(recwarn: pytest.WarningsRecorder) -> None:
+    averages, others = batch(), batch()
+    averages["lr"] = ((averages["lr"] + 1) * 127.5).round() / 127.5 - 1
+    others["lr"] = others["hr"][..., ::4, ::4]
+    for images, said in ((averages, 0), (others, 1)):
+        model = method()
+        for _ in range(2):
+            model.start_image(images)
+        told = [str(warning.message) for warning in recwarn if "grey levels" in str(warning.message)]
+        assert len(told) == said
+    assert "averages of 4x4 pixels" in told[0] and "configs/data/degradation/area.yaml" in told[0]
+
+
 @pytest.mark.parametrize(("condition", "expected"), [("none", set()), ("concat", {"image"})])
 def test_the_network_is_shown_what_the_condition_says(condition: Any, expected: set[str]) -> None:
     images = batch()
