@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import Batch
-from lightning_modules.base import SuperResolver
 from lightning_modules.diffusion.region import resize_attention
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.networks.attention_maps import AttentionMap
+from lightning_modules.super_resolver import SuperResolver
 
 
 class AttentionMapper(SuperResolver):

@@ -5,10 +5,10 @@ from math import prod
 from torch import Tensor, nn
 
 from datamodules.batch import Batch, make_batch
-from lightning_modules.base import SuperResolver
 from lightning_modules.checkpoint import CheckpointError, data_config, load_method, read_checkpoint
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.relay import EDM
+from lightning_modules.super_resolver import SuperResolver
 
 
 class Cascade(SuperResolver):

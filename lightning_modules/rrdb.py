@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from datamodules.batch import Batch
-from lightning_modules.base import SuperResolver, configure, in_memory_format
+from lightning_modules.base import configure, in_memory_format
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.networks.rrdb import RRDBNet
+from lightning_modules.super_resolver import SuperResolver
 
 
 class RRDBRegressor(SuperResolver):

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
-from lightning_modules.base import DiffusionModule, SuperResolver
+from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import asking_for, load_method
 from lightning_modules.diffusion.ppo import Judgement, Loss, Objective
 from lightning_modules.diffusion.samplers import Sampler
@@ -19,6 +19,7 @@ from lightning_modules.metrics.reward import Reward
 from lightning_modules.networks.skip_policy import SkipPolicy
 from lightning_modules.skip_rollouts import Episodes, Rollouts
 from lightning_modules.skip_table import Decisions, SkipTable
+from lightning_modules.super_resolver import SuperResolver
 
 SETTLING = 10  # iterations over which the natural scale of the advantage is measured
 
