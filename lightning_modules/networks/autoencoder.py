@@ -5,10 +5,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lightning_modules.networks.hub import Frozen, frozen
+from lightning_modules.hub import Frozen, frozen
 
 OPTION = "--model.init_args.space.init_args.autoencoder.init_args.weights"
-CONVERTER = "python -m lightning_modules.published_autoencoder autoencoder_vq_f4.pth --out FOLDER"
+CONVERTER = "lightning import autoencoder_vq_f4.pth --autoencoder --out FOLDER"
 
 
 class KLAutoencoder(Frozen):
@@ -55,8 +55,8 @@ class VQAutoencoder(Frozen):
     Encoding does not quantise, decoding does; gradients pass the quantisation unchanged.
 
     Args:
-        weights: Hub id, or a folder with `config.json` and `diffusion_pytorch_model.safetensors`; `python -m
-            lightning_modules.published_autoencoder` makes one of ResShift's public file.
+        weights: Hub id, or a folder with `config.json` and `diffusion_pytorch_model.safetensors`; `lightning import
+            --autoencoder` makes one of ResShift's public file.
         subfolder: Of the autoencoder in it.
         scale: Multiplies latents; ResShift's 1. What `config.json` says is Stable Diffusion's, by default.
 

@@ -1,8 +1,6 @@
 """The RRDB network: SRDiff's frozen encoder, and an L1 super-resolver in its own right (published key names)."""
 
-import re
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +8,6 @@ from torch.nn import functional
 
 RESIDUAL_SCALE = 0.2
 NEGATIVE_SLOPE = 0.2
-BASICSR_NAMES = {
-    r"body\.(\d+)\.rdb(\d)": r"RRDB_trunk.\1.RDB\2",
-    "conv_body": "trunk_conv",
-    r"conv_up(\d)": r"upconv\1",
-    "conv_hr": "HRconv",
-}
 
 
 class ResidualDenseBlock(nn.Module):
@@ -83,7 +75,6 @@ class RRDBNet(nn.Module):
             self.add_module(f"upconv{doubling}", nn.Conv2d(nf, nf, 3, padding=1))
         self.HRconv = nn.Conv2d(nf, nf, 3, padding=1)
         self.conv_last = nn.Conv2d(nf, 3, 3, padding=1)
-        self.register_load_state_dict_pre_hook(accept_basicsr_names)  # type: ignore[no-untyped-call]
 
     def features(self, lr: Tensor) -> list[Tensor]:
         """The output of every block, then of the trunk: `nb + 1` maps `[B,nf,h,w]` of `lr` `[B,3,h,w]` in [-1,1]."""
@@ -109,14 +100,3 @@ class RRDBNet(nn.Module):
             feature = functional.leaky_relu(conv(functional.interpolate(feature, scale_factor=2.0)), NEGATIVE_SLOPE)
         image: Tensor = self.conv_last(functional.leaky_relu(self.HRconv(feature), NEGATIVE_SLOPE))
         return image.clamp(0, 1) * 2 - 1
-
-
-def accept_basicsr_names(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Before `state` is loaded below `prefix`: BasicSR's names in it become ours."""
-    if f"{prefix}conv_body.weight" not in state:
-        return
-    for key in [key for key in state if key.startswith(prefix)]:
-        name = key.removeprefix(prefix)
-        for theirs, ours in BASICSR_NAMES.items():
-            name = re.sub(f"^{theirs}\\.", f"{ours}.", name)
-        state[prefix + name] = state.pop(key)

@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.networks.hub import absent, frozen
+from lightning_modules.hub import absent, frozen
 
 OPTION = "--model.init_args.network.init_args.weights"
 PRECISION = 1e-2  # relative, within which the same weights in bfloat16 agree
