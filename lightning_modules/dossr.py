@@ -9,7 +9,6 @@ from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule, in_memory_format
 from lightning_modules.checkpoint import asking_for, load_network
 from lightning_modules.diffusion.color_fix import ColorFix, fix_color
-from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.networks.rrdb import RRDBNet
@@ -19,11 +18,7 @@ RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases"
 
 
 class DoSSR(DiffusionModule):
-    """Shows the network the degraded image on the target's grid, from which the process starts."""
-
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """`{image: [B,3,H,W]}`."""
-        return {"image": self.start_image(batch)}
+    """DoSSR on pixels: the process starts from the enlarged image, which the network is shown throughout."""
 
 
 class DoSSRStableDiffusion(DiffusionModule):
@@ -60,48 +55,38 @@ class DoSSRStableDiffusion(DiffusionModule):
             load_network(restorer, restorer_weights)
         self.restorer = in_memory_format(restorer, self.memory_format).requires_grad_(False)
         self.color_fix = color_fix
-        self._restored: tuple[Tensor, Tensor, Tensor] | None = None  # of the latest batch: lr, image, state
 
+    @torch.no_grad()
     def start_image(self, batch: Batch) -> Tensor:
-        """The restored image."""
-        return self._restore(batch)[0]
+        """The restored image.
 
-    def anchor(self, batch: Batch) -> Tensor:
-        """Its latent, `[B,4,h,w]`."""
-        return self._restore(batch)[1]
+        Raises:
+            ValueError: the restorer enlarges by another factor than the data.
+        """
+        image: Tensor = self.restorer(batch["lr"]).float()
+        if image.shape != batch["up"].shape:
+            raise ValueError(
+                f"the restorer enlarges by {self.restorer.scale}, but the data by "
+                f"{batch['up'].shape[-1] // batch['lr'].shape[-1]}: set data.init_args.scale"
+            )
+        return image
 
-    def _restore(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The restored image and its latent, once per batch: anchor, hint and colour fix all ask for them."""
-        if self._restored is None or self._restored[0] is not batch["lr"]:
-            with torch.no_grad():
-                image = self.restorer(batch["lr"]).float()
-                if image.shape != batch["up"].shape:
-                    raise ValueError(
-                        f"the restorer enlarges by {self.restorer.scale}, but the data by "
-                        f"{batch['up'].shape[-1] // batch['lr'].shape[-1]}: set data.init_args.scale"
-                    )
-                self._restored = batch["lr"], image, self.space.encode(image, batch["up"])
-        return self._restored[1:]
-
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
+    def condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
         """`{hint: [B,4,h,w], text: [B,tokens,D]}`; the prompt is empty in training, as published."""
-        network = self.network
-        return self._shown(batch, network.empty_text if self.training else network.text)
+        return shown(anchor, self.network.empty_text if self.training else self.network.text)
 
-    def null_condition(self, batch: Batch) -> dict[str, Tensor]:
+    def null_condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
         """The same hint, and the empty prompt."""
-        return self._shown(batch, self.network.empty_text)
+        return shown(anchor, self.network.empty_text)
 
-    def _shown(self, batch: Batch, text: Tensor) -> dict[str, Tensor]:
-        hint = self.anchor(batch)
-        return {"hint": hint, "text": text.expand(hint.shape[0], -1, -1)}
+    def decode(self, state: Tensor, batch: Batch) -> Tensor:
+        """The decoded image with the colours of the restored one."""
+        return fix_color(super().decode(state, batch), reference=batch["start"], method=self.color_fix)
 
-    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
-        """Samples, decodes, and mends the colours."""
-        image = super().enlarge(batch, sampler)
-        fixed = fix_color(image, reference=self.start_image(batch), method=self.color_fix)
-        self._restored = None
-        return fixed
+
+def shown(hint: Tensor, text: Tensor) -> dict[str, Tensor]:
+    """The latent that the ControlNet reads and the prompt's embedding, one for each image."""
+    return {"hint": hint, "text": text.expand(hint.shape[0], -1, -1)}
 
 
 def check_predicts_noise(weights: str) -> None:

@@ -1,6 +1,6 @@
 """ResShift: a short chain of residual shifts, trained from scratch (arXiv:2307.12348, journal arXiv:2403.07319)."""
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,11 +11,9 @@ from lightning_modules.metrics.lpips import lpips
 
 
 class ResShift(DiffusionModule):
-    """Shows the network the low-resolution image.
+    """Shows the network the low-resolution image: in latents as it came (`condition_on: lr`), in pixels enlarged.
 
     Args:
-        condition_on: `lr`, the image as it came, for a network that brings it to the size of the state (in a latent
-            space of the scale's factor they are equal); `up`, enlarged, for pixels.
         perceptual_weight: Weight of an LPIPS term (VGG) between the decoded estimate and the target, as in the journal
             version, which takes 1; 0 leaves it out.
         **diffusion: See `DiffusionModule`.
@@ -23,11 +21,9 @@ class ResShift(DiffusionModule):
 
     perceptual: nn.Module
 
-    def __init__(
-        self, condition_on: Literal["lr", "up"] = "lr", perceptual_weight: float = 0.0, **diffusion: Any
-    ) -> None:
+    def __init__(self, perceptual_weight: float = 0.0, **diffusion: Any) -> None:
         super().__init__(**diffusion)
-        self.condition_on, self.perceptual_weight = condition_on, perceptual_weight
+        self.perceptual_weight = perceptual_weight
 
     def setup(self, stage: str) -> None:
         """Loads LPIPS where training needs it.
@@ -40,11 +36,7 @@ class ResShift(DiffusionModule):
             metric = lpips("vgg", otherwise="train without it: --model.init_args.perceptual_weight 0")
             self.perceptual = metric.net.requires_grad_(False)
 
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """`{image: [B,3,h,w]}`."""
-        return {"image": batch["lr"] if self.condition_on == "lr" else batch["up"]}
-
-    def extra_losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
         """The weighted LPIPS term; its gradient passes the frozen decoder."""
         if self.perceptual_weight == 0:
             return {}

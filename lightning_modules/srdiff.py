@@ -66,12 +66,12 @@ class SRDiff(DiffusionModule):
                 "false"
             )
 
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
+    def condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
         """`{features: [B,d,H,W]}`, projected once; with the network's `up_input`, `{up: [B,3,H,W]}` beside it."""
         condition = {"features": self.network.project(self.encoder.features(batch["lr"]))}
         return {**condition, "up": batch["up"]} if self.network.up_proj is not None else condition
 
-    def extra_losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
         """The encoder's own L1 loss, where it counts."""
         if not self.encoder_loss:
             return {}

@@ -1,24 +1,24 @@
 """What callbacks and commands rely on: a module that enlarges a batch of low-resolution images."""
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.nn.functional import pad
 
 from datamodules.batch import Batch
-from lightning_modules.diffusion.randomness import global_seed, stable_seed
+from lightning_modules.diffusion.randomness import seed_training_step, seeded
 from lightning_modules.diffusion.samplers import Sampler
 
 
 class SuperResolver(LightningModule, ABC):
-    """Everything that callbacks, the command line and SkipDiff rely on.
+    """Everything that callbacks, commands and SkipDiff rely on.
 
     A subclass says how a batch is enlarged. Padding to the network's stride, the noise of each image, what the loops
     return and what a checkpoint holds are settled here.
@@ -29,7 +29,7 @@ class SuperResolver(LightningModule, ABC):
 
     @property
     def stride(self) -> int:
-        """H and W of what `enlarge` is given are multiples of it."""
+        """Height and width of the images that `enlarge` is given are multiples of it."""
         return 1
 
     @property
@@ -49,7 +49,6 @@ class SuperResolver(LightningModule, ABC):
         """Further pictures for the sample grid, `[B,1 or 3,H,W]` in [0, 1], by title."""
         return {}
 
-    @torch.no_grad()
     def super_resolve(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
         """Enlarges the low-resolution images of a batch.
 
@@ -64,27 +63,31 @@ class SuperResolver(LightningModule, ABC):
         Raises:
             ValueError: the images are smaller than `smallest`.
         """
+        with self.sampling(batch) as padded:
+            return trimmed(self.enlarge(padded, sampler), batch)
+
+    @contextlib.contextmanager
+    def sampling(self, batch: Batch) -> Iterator[Batch]:
+        """Inside, images are sampled: without gradients, under random numbers that follow from the images' keys.
+
+        Yields:
+            The batch, padded to the network's stride; `trimmed` cuts the results.
+
+        Raises:
+            ValueError: the images are smaller than `smallest`.
+        """
         height, width = batch["up"].shape[-2:]
         if min(height, width) < self.smallest:
             raise ValueError(
                 f"{', '.join(batch['key'])}: enlarged to {width}x{height} pixels, the image is smaller than the "
                 f"{self.smallest} pixels that the network needs on each side; use a larger image"
             )
-        with isolate_rng():
-            torch.manual_seed(stable_seed(global_seed(), *batch["key"]))
-            sr = self.enlarge(pad_to_stride(batch, self.stride), sampler)
-        return sr[..., :height, :width].float().clamp(-1, 1)
-
-    def generators(self, keys: Iterable[str], purpose: str) -> list[torch.Generator]:
-        """One generator per image for one purpose, a function of the global seed and the image's key."""
-        return [torch.Generator(self.device).manual_seed(stable_seed(global_seed(), key, purpose)) for key in keys]
+        with torch.no_grad(), seeded(batch["key"]):
+            yield pad_to_stride(batch, self.stride)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Reseeds from (seed, rank, batches so far): ranks differ, and a resumed run draws what it would have drawn.
-
-        Epochs do not enter: where the stream is endless, the end of a run ends one, and resuming begins another.
-        """
-        torch.manual_seed(stable_seed(global_seed(), self.global_rank, self.trainer.fit_loop.total_batch_idx))
+        """See `seed_training_step`."""
+        seed_training_step(rank=self.global_rank, batches=self.trainer.fit_loop.total_batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """`{"sr": [B,3,H,W], "panels": {title: [B,C,H,W] in [0, 1]}}`; callbacks make scores and pictures of it."""
@@ -98,6 +101,8 @@ class SuperResolver(LightningModule, ABC):
         """`{"sr": [B,3,H,W]}`, for the prediction writer; of several draws, their mean and `{"std": [B,3,H,W]}`."""
         if self.draws == 1:
             return {"sr": self.super_resolve(batch)}
+
+        # Welford's running mean and sum of squares: the draws are not kept.
         mean, squares = self.super_resolve(batch), torch.zeros_like(batch["up"])
         for draw in range(1, self.draws):
             difference = self.super_resolve(other_draw(batch, draw)) - mean
@@ -116,7 +121,13 @@ class SuperResolver(LightningModule, ABC):
         return frozen
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves frozen weights out; they come from their own source."""
+        """Leaves out frozen weights, which come from their own source, and arguments that are objects.
+
+        The command describes a model by plain values, from which it is rebuilt. A model made in Python is described by
+        its parts themselves, which no safe reader would load.
+        """
+        if "_class_path" not in checkpoint.get("hyper_parameters", {}):
+            checkpoint.pop("hyper_parameters", None)
         for key in self.frozen_keys():
             checkpoint["state_dict"].pop(key, None)
 
@@ -148,6 +159,12 @@ class SuperResolver(LightningModule, ABC):
             listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
             raise ValueError(f"the weights do not fit {type(self).__name__} as configured: {listed}")
         return result
+
+
+def trimmed(image: Tensor, batch: Batch) -> Tensor:
+    """`image [B,3,H',W']`, made from the padded batch, without the padding, in float32 and [-1, 1]."""
+    height, width = batch["up"].shape[-2:]
+    return image[..., :height, :width].float().clamp(-1, 1)
 
 
 def other_draw(batch: Batch, draw: int) -> Batch:

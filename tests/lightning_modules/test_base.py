@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_modules.diffusion.region import Region, Yoda
 from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import CheckpointError, load_method, read_checkpoint
 from lightning_modules.diffusion.parameterization import Clean, Epsilon
 from lightning_modules.diffusion.randomness import stable_seed
-from lightning_modules.diffusion.region import Region, Yoda
 from lightning_modules.diffusion.samplers import DDIM, Ancestral
 from lightning_modules.diffusion.schedules import Cosine
 from lightning_modules.diffusion.space import Residual
