@@ -14,18 +14,36 @@ from lightning_modules.base import DiffusionModule
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("lightning_modules", "datamodules", "callbacks")
 
+# Methods that have an adapter of published weights beside them.
+ADAPTED = {
+    f"lightning_modules.{path.stem}"
+    for path in (ROOT / "lightning_modules" / "published").glob("[!_]*.py")
+    if (ROOT / "lightning_modules" / path.name).is_file()
+}
+
 # folder -> the folders and modules it may import from; a file belongs to the longest prefix here that it lies in
 ARROWS: dict[str, set[str]] = {
     "lightning_modules.diffusion": set(),
-    "lightning_modules.networks": set(),
+    "lightning_modules.hub": set(),
+    "lightning_modules.networks": {"lightning_modules.hub"},
     "lightning_modules.metrics": set(),
     "datamodules.degradations": set(),
     "datamodules": {"datamodules.degradations"},
+    "lightning_modules.published.basicsr_names": set(),  # parts of a method read such files, too
+    "lightning_modules.published": {
+        "lightning_modules.diffusion",
+        "lightning_modules.networks",
+        "lightning_modules.checkpoint",
+        "lightning_modules.cli",
+        "lightning_modules.super_resolver",
+        *ADAPTED,
+    },
     "lightning_modules": {
         "lightning_modules.diffusion",
         "lightning_modules.networks",
         "lightning_modules.metrics",
         "lightning_modules.skipping",
+        "lightning_modules.published.basicsr_names",
         "datamodules.batch",
     },
     "lightning_modules.skipping": {
@@ -40,6 +58,7 @@ ARROWS: dict[str, set[str]] = {
 }
 PURE = (
     "lightning_modules.diffusion",
+    "lightning_modules.hub",
     "lightning_modules.networks",
     "lightning_modules.metrics",
     "datamodules.degradations",
@@ -173,3 +192,11 @@ def test_methods_override_the_hooks_alone(path: Path) -> None:
             continue
         beyond = overrides(method) - HOOKS
         assert not beyond, f"{name} overrides {', '.join(sorted(beyond))}, which is not a hook of DiffusionModule"
+
+
+def test_an_adapter_knows_no_other_method() -> None:
+    for path in FILES:
+        method = name_of(path).replace(".published.", ".")
+        if within(name_of(path), "lightning_modules.published") and method in ADAPTED:
+            others = set(imports(path)) & ADAPTED - {method}
+            assert not others, f"{name_of(path)} imports {others}"

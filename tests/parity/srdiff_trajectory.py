@@ -3,17 +3,18 @@
 from collections.abc import Iterator
 
 import torch
+from lightning_modules.diffusion.region import Region
 from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.diffusion.parameterization import Epsilon, Noised
-from lightning_modules.diffusion.region import Region
 from lightning_modules.diffusion.samplers import Ancestral, Denoise
 from lightning_modules.diffusion.schedules import Cosine
 from lightning_modules.diffusion.space import Residual
 from lightning_modules.diffusion.vp import VP
 from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.unet_srdiff import SRDiffUNet
+from lightning_modules.published.srdiff import adapt
 from lightning_modules.srdiff import SRDiff
 from tests.parity.harness import Comparison, Fixture
 
@@ -33,7 +34,7 @@ def srdiff_of(fixture: Fixture, region: Region | None = None) -> SRDiff:
         region=region,
         norm="l1",
     )
-    model.load_state_dict(model.adapt_published(fixture.weights))
+    model.load_state_dict(adapt(model, fixture.weights))
     return model.eval()
 
 
