@@ -25,10 +25,10 @@ from torch import Tensor
 from callbacks.image_metrics import full_reference_scores
 from datamodules.batch import Batch
 from datamodules.folder import Folder
-from lightning_modules.checkpoint import load_method
-from lightning_modules.cli import run
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.samplers import DDIM, Ancestral, DPMSolverPlusPlus, Sampler
+from lightning_modules.experiment import run
 from lightning_modules.metrics.pixels import to_uint8
 from lightning_modules.super_resolver import SuperResolver
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from datamodules.batch import Batch
 from datamodules.folder import Folder
-from lightning_modules.checkpoint import load_method
-from lightning_modules.cli import run
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.skip_sampler import Decider, Pattern, PolicyDecider, SubsetSearch
+from lightning_modules.experiment import run
 from lightning_modules.skipdiff import SkipDiff
 
 HERE = Path(__file__).parent

@@ -12,9 +12,10 @@ from callbacks.prediction_writer import PredictionWriter
 from datamodules.batch import Batch, make_batch
 from datamodules.seeds import Seeds
 from lightning_modules.cascade import Cascade
-from lightning_modules.checkpoint import CheckpointError, build, load_method, write_checkpoint
-from lightning_modules.cli import CONFIGS, run
+from lightning_modules.checkpoint import CheckpointError, write_checkpoint
+from lightning_modules.config import CONFIGS, build, load_method
 from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
+from lightning_modules.experiment import run
 from lightning_modules.super_resolver import SuperResolver
 
 DIFFUSION = "lightning_modules.diffusion"

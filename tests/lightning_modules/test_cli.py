@@ -14,7 +14,10 @@ from PIL import Image
 
 from lightning_modules.checkpoint import main as convert
 from lightning_modules.checkpoint import write_checkpoint
-from lightning_modules.cli import ConfigError, configured_model, expand, layers, main, run, take_option
+from lightning_modules.cli import expand, main
+from lightning_modules.config import configured_model, layers, take_option
+from lightning_modules.config_errors import ConfigError
+from lightning_modules.experiment import run
 from tests.tiny.experiments import CONFIGS, TINY, arguments, tiny_overlays
 
 SRDIFF = CONFIGS / "srdiff.yaml"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from callbacks.nan_guard import NonFiniteLossError
-from lightning_modules.cli import run
+from lightning_modules.experiment import run
 from lightning_modules.replay import main, replay
 from tests.tiny.experiments import CONFIGS, arguments
 

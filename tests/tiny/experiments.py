@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightning_modules.cli import CONFIGS, layers
+from lightning_modules.config import CONFIGS, layers
 
 TINY = Path(__file__).parent
 DEFAULTS = {"base.yaml", "predict.yaml", "test.yaml", "validate.yaml"}
