@@ -17,7 +17,7 @@ from lightning_modules.diffusion.process import Process, expand
 from lightning_modules.diffusion.region import Region, resize_attention
 from lightning_modules.diffusion.samplers import AfterStep, Denoise, Sampler
 from lightning_modules.diffusion.space import Space
-from lightning_modules.networks.tiling import tiled
+from lightning_modules.diffusion.tiling import tiled
 from lightning_modules.super_resolver import SuperResolver
 
 Module = TypeVar("Module", bound=nn.Module)

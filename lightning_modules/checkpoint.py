@@ -13,6 +13,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.published.basicsr_names import rrdb
 from lightning_modules.super_resolver import SuperResolver
 
 
@@ -134,16 +135,16 @@ def load_network(network: nn.Module, path: str | Path) -> None:
     """
     content = read_checkpoint(path)
     ours = "_class_path" in content.get("hyper_parameters", {})
-    state = rename_prefixes(content["state_dict"], {"network.": ""}) if ours else published_state(path)
+    state = rename_prefixes(content["state_dict"], {"network.": ""}) if ours else rrdb(published_state(path))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path}: does not fit {type(network).__name__} as configured: {misfit(error)}"
+            f"{path}: does not fit {type(network).__name__} as configured: {first_mismatches(error)}"
         ) from error
 
 
-def misfit(error: RuntimeError) -> str:
+def first_mismatches(error: RuntimeError) -> str:
     """The beginning of what `load_state_dict` found wrong, which may be hundreds of keys."""
     return "; ".join(shorten(line, 160, placeholder=" ...") for line in str(error).splitlines()[1:3])
 

@@ -1,10 +1,9 @@
 """DoSSR: diffusion that begins at the degraded image, and solvers of few steps for it (arXiv:2409.17778)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule, in_memory_format
@@ -13,12 +12,10 @@ from lightning_modules.diffusion.color_fix import ColorFix, fix_color
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
-from lightning_modules.networks import ldm_names
-from lightning_modules.networks.rrdb import RRDBNet, accept_basicsr_names
-from lightning_modules.networks.sd21 import OPTION, ControlledUNet, text_encoder
+from lightning_modules.networks.rrdb import RRDBNet
+from lightning_modules.networks.sd21 import OPTION, ControlledUNet
 
 RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases"
-PRECISION = 2e-3  # relative, within which the same weights in half precision agree
 
 
 class DoSSR(DiffusionModule):
@@ -106,27 +103,6 @@ class DoSSRStableDiffusion(DiffusionModule):
         self._restored = None
         return fixed
 
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The ControlNet of a published checkpoint; everything else in it must be what is configured.
-
-        Raises:
-            ValueError: schedule, shift, base, autoencoder or restorer are others than configured.
-        """
-        rest = self.process.schedule.without_table(state)
-        check_shift(self.process, rest)
-        parts = ldm_names.dossr_parts(rest)
-        encoder = text_encoder(self.network.weights)
-        text = ldm_names.text_encoder(parts["text"], layers=encoder.config.num_hidden_layers)
-        accept_basicsr_names(self.restorer, parts["restorer"], "")
-        autoencoder = self.space.autoencoder.model
-        check_same("unet", ldm_names.unet(parts["unet"]), self.network.unet)
-        check_same("autoencoder", ldm_names.autoencoder(parts["vae"]), autoencoder)
-        check_same("text encoder", text, encoder)
-        check_same("restorer", parts["restorer"], self.restorer)
-        controlnet = ldm_names.controlnet(parts["controlnet"])
-        own = {f"network.controlnet.{key}": value for key, value in controlnet.items()}
-        return {**own, "network.signature": self.network.signature}
-
 
 def check_predicts_noise(weights: str) -> None:
     """Looks into the scheduler beside a base's weights, where there is one.
@@ -146,33 +122,3 @@ def check_predicts_noise(weights: str) -> None:
             f"{weights}/scheduler: this base writes {written}, where DoSSR needs one that writes noise, epsilon, as "
             f"stable-diffusion-2-1-base does: give that as {OPTION}"
         )
-
-
-def check_shift(process: DomainShift, state: dict[str, Tensor]) -> None:
-    """Takes the published shift out of `state`.
-
-    Raises:
-        ValueError: it is not the process's.
-    """
-    stored, complement = state.pop("lambdas", None), state.pop("one_minus_lambdas", None)
-    t = torch.arange(1, process.steps + 1, dtype=torch.float64) / process.steps
-    own = process.anchor_alpha(t) / process.signal(t)
-    for name, found, expected in (("lambdas", stored, own), ("one_minus_lambdas", complement, 1 - own)):
-        if found is not None and (found.shape != own.shape or not torch.allclose(found.double(), expected, atol=1e-6)):
-            raise ValueError(f"{name}: the file shifts otherwise than the configured process; see shift_steps and ramp")
-
-
-def check_same(name: str, stored: Mapping[str, Tensor], module: nn.Module) -> None:
-    """Compares a frozen part of a published file with the one that is configured.
-
-    Raises:
-        ValueError: a tensor is missing, unknown or another.
-    """
-    # transformers 4 has a prefix that 5 dropped; ids of positions are no weights
-    own = {key.removeprefix("text_model."): value for key, value in module.state_dict().items()}
-    own.pop("embeddings.position_ids", None)
-    if differing := sorted(stored.keys() ^ own.keys()):
-        raise ValueError(f"{name}: {len(differing)} tensors are only in one of file and base, such as {differing[0]}")
-    for key, value in stored.items():
-        if value.shape != own[key].shape or not torch.allclose(value.to(own[key]), own[key], rtol=PRECISION, atol=1e-5):
-            raise ValueError(f"{name}: {key} in the file differs from the configured weights; it needs others")

@@ -1,16 +1,13 @@
 """EDM (arXiv:2206.00364) and Relay Diffusion (arXiv:2309.03350), which goes on from the low-resolution image."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 from warnings import warn
 
-import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import rename_prefixes
 from lightning_modules.diffusion import relay
 from lightning_modules.diffusion.samplers import Sampler
 
@@ -39,23 +36,6 @@ class EDM(DiffusionModule):
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """`{image: [B,3,H,W]}`, or nothing."""
         return {"image": batch["up"]} if self.lr_condition == "concat" else {}
-
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`model.*` of a network that EDM's or RDM's code trained to `network.*`.
-
-        The published files are pickled Python objects, whose loading executes the code inside; they are refused. Where
-        that can do no harm, in a container without network and without your files, RDM's own code exports what is read
-        here: `save_file(torch.load(FILE, weights_only=False)["ema"].state_dict(), "weights.safetensors")`.
-
-        Raises:
-            ValueError: the network resamples with another filter than the 2x2 box.
-        """
-        filters = {key: value for key, value in state.items() if key.endswith(".resample_filter")}
-        for key, value in filters.items():
-            if value.shape[-2:] != (2, 2) or not torch.all(value == 0.25):
-                raise ValueError(f"{key}: the network resamples with another filter than the 2x2 box of ADM")
-        weights = {key: value for key, value in state.items() if key not in filters}
-        return rename_prefixes(weights, {"model.": "network."})
 
 
 class Relay(EDM):

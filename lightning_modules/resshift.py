@@ -1,6 +1,5 @@
 """ResShift: a short chain of residual shifts, trained from scratch (arXiv:2307.12348, journal arXiv:2403.07319)."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -9,8 +8,6 @@ from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
 from lightning_modules.diffusion.parameterization import Noised
 from lightning_modules.metrics.lpips import lpips
-
-REBUILT = ("attn_mask", "relative_position_index")  # buffers of published files that follow from the configuration
 
 
 class ResShift(DiffusionModule):
@@ -54,8 +51,3 @@ class ResShift(DiffusionModule):
         x0 = self.parameterization.x0(self.process, output, x_t=noised.x_t, anchor=noised.anchor, t=noised.t)
         image = self.space.decode(x0, batch["up"]).clamp(-1, 1)
         return {"lpips": self.perceptual_weight * self.perceptual(image, batch["hr"]).mean()}
-
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The network's weights under their own names, less the prefixes of wrappers and the buffers we rebuild."""
-        plain = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
-        return {f"network.{key}": value for key, value in plain.items() if not key.endswith(REBUILT)}

@@ -146,11 +146,6 @@ class SkipDiff(SuperResolver):
             )
         return super().load_state_dict(state_dict, strict, assign)
 
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A policy's state dict in the released names (`state_encoder.*`, `gru.*`, ...), for the configured base."""
-        own = {name: value for name, value in self.named_buffers() if "." not in name}
-        return {**own, **{f"policy.{key}": value for key, value in state.items()}}
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The configured optimizer over the policy."""
         return self.optimizer(self.policy.parameters())

@@ -1,14 +1,11 @@
 """SR3: diffusion of the image itself, conditioned on the enlarged low-resolution image (arXiv:2104.07636)."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import rename_prefixes
-from lightning_modules.diffusion.vp import VP
 from lightning_modules.networks.unet_sr3 import SR3UNet
 
 
@@ -37,7 +34,3 @@ class SR3(DiffusionModule):
     def condition(self, batch: Batch) -> dict[str, Tensor]:
         """`{image: [B,3,H,W]}`."""
         return {"image": batch["up"]}
-
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`denoise_fn.*` of an `I<step>_E<epoch>_gen.pth` to `network.*`; its schedule must be the configured one."""
-        return rename_prefixes(cast(VP, self.process).schedule.without_table(state), {"denoise_fn.": "network."})

@@ -45,15 +45,6 @@ class SuperResolver(LightningModule, ABC):
     def protocol(self) -> str:
         """How images are drawn, as results name it: "ddim-10"."""
 
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This module's state dict from the state dict of a published checkpoint, each tensor used once.
-
-        Raises:
-            NotImplementedError: there are no published weights for this method.
-            ValueError: the file belongs to another configuration.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no published checkpoints to import")
-
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """Further pictures for the sample grid, `[B,1 or 3,H,W]` in [0, 1], by title."""
         return {}
