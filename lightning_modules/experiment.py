@@ -1,6 +1,7 @@
 """`lightning fit | validate | test | predict`: Lightning's command line over methods and data sets."""
 
 import argparse
+import contextlib
 import logging
 import re
 import warnings
@@ -36,8 +37,8 @@ DESCRIPTIONS = {
 class SaveConfig(SaveConfigCallback):
     """Keeps each run's complete config beside its results, as soon as it has begun; a prediction is no run.
 
-    A start that fails before, because the data are missing say, leaves no folder. `last` beside the folder of the
-    newest training run names it.
+    A start that fails before, because the data are missing say, leaves no folder that would count as a version. `last`
+    beside the folder of the newest training run names it.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -57,6 +58,14 @@ class SaveConfig(SaveConfigCallback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As `on_train_start`."""
         super().setup(trainer, pl_module, "test")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Removes the empty folder that Lightning made for a run which then did not begin."""
+        if self.already_saved or not trainer.is_global_zero or not isinstance(trainer.logger, CSVLogger):
+            return
+        with contextlib.suppress(OSError):  # it holds something
+            Path(trainer.logger.log_dir).rmdir()
+            Path(trainer.logger.root_dir).rmdir()
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the config to every logger whose folder does not hold it already."""

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ ARROWS: dict[str, set[str]] = {
         "lightning_modules.published.basicsr_names",
         "datamodules.batch",
     },
+    "lightning_modules.cli": {"lightning_modules", "lightning_modules.published", "datamodules", "callbacks"},
     "callbacks": {"lightning_modules.metrics", "datamodules.batch"},
 }
 PURE = (
@@ -82,6 +84,11 @@ def test_imports_follow_the_arrows(path: Path) -> None:
             continue
         allowed = room_of(imported) == room or any(within(imported, target) for target in ARROWS[room])
         assert allowed, f"{name_of(path)} imports {imported}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    names = {name_of(path) for path in FILES}
+    TopologicalSorter({name_of(path): names.intersection(imports(path)) for path in FILES}).prepare()
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if name_of(path).startswith(PURE)], ids=name_of)

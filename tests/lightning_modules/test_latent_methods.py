@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import CheckpointError, read_checkpoint
-from lightning_modules.config import load_method
-from lightning_modules.config import CONFIGS, configured_model
-from lightning_modules.experiment import run
+from lightning_modules.config import CONFIGS, configured_model, load_method
 from lightning_modules.diffusion.color_fix import low_frequencies
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance, SelfAttentionGuidance
