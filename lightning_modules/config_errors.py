@@ -40,55 +40,68 @@ def parse(parser: ArgumentParser, flags: Sequence[str], source: Source) -> Names
 
 def explain(message: str, source: Source) -> str:
     """One line for what jsonargparse or OmegaConf says in many."""
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    if found := re.match(r"unrecognized arguments: (.*)|.* does not accept option '(.*)'", lines[0]):
-        key = (found[1] or found[2]).removeprefix("--").partition("=")[0].split(" ")[0]
-        room = key.rpartition(".")[0]
-        return _unknown(key, [name for name in source.known if name.rpartition(".")[0] == room] or source.known, source)
-    for line in lines[1:]:
-        if found := re.match(r"full_key: (?:(?:fit|validate|test|predict)\.)?(.*)", line):
-            return f"{_place(found[1], source)}: {lines[0]}"
+    message = message.removeprefix('Parser key "config": ')
+    if found := re.match(r"unrecognized arguments: --([^\s=]*)|.*does not accept option '(.*)'", message):
+        return _unknown(found[1] or found[2], source.known, source)
+    if found := re.search(r"full_key: (?:(?:fit|validate|test|predict)\.)?(.*)", message):
+        return f"{_place(found[1], source)}: {message.splitlines()[0]}"
+    return _first_branch([line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()], source)
 
+
+def _first_branch(lines: Sequence[str], source: Source) -> str:
+    """The cause that jsonargparse lists first in its tree: the type that was meant comes before its alternatives."""
     key, class_path, expected = "", "", []
-    for index, line in enumerate(lines):
-        if found := re.match(r'Parser key "(.*)":', line):
-            key += (".init_args." if class_path else ".") + found[1] if key and found[1] != "config" else found[1]
-            key, class_path = ("" if found[1] == "config" else key), ""
-            lines[index] = line[found.end() :].strip()
+    for line in lines:
+        if found := re.match(r'Parser key "(.*)":$', line):
+            key = f"{key}.init_args.{found[1]}" if class_path else found[1]
+            class_path = ""
         elif found := re.match(r"Problem with given class_path '(.*)':", line):
             class_path = found[1]
-        elif found := re.match(r"Option '(.*)' is not accepted", line):
-            return _unknown(f"{key}.init_args.{found[1]}", arguments_of(class_path), source)
-        elif found := re.match(r"Expected a (?:<class '(?:.*\.)?(\w+)'>|(.*?))(?:\. Got value: (.*))?$", line):
-            expected.append((found[1] or found[2]).replace("NoneType", "null").replace("typing.", ""))
+        elif (
+            found := re.match(r"Option '(.*)' is not accepted|unrecognized arguments: --(.*?)(?:=|$)", line)
+        ) and class_path:
+            known = [f"{key}.init_args.{name}" for name in arguments_of(class_path)]
+            return _unknown(f"{key}.init_args.{found[1] or found[2]}", known, source)
+        elif found:
+            return _unknown(found[1], source.known, source)
+        elif found := re.match("Expected a dot import path string: (.*)", line):
+            return f"{_place(key, source)}: {found[1]} is no class; give its dotted path"
+        elif found := re.match(
+            r"Expected a (?!path but)(?:<class '(?:.*\.)?(\w+)'>|typing\.)?(.*?)(?:\. Got value: (.*))?$", line
+        ):
+            expected.append(f"{found[1] or ''}{found[2]}".replace("NoneType", "null"))
             if found[3] is not None:
                 return f"{_place(key, source)}: expected {' or '.join(expected)}, got {found[3]}"
         elif found := re.match(r"Given value: (.*)", line):
             return f"{_place(key, source)}: expected {' or '.join(expected)}, got {found[1][:160]}"
-        elif lines[index] and not re.match("Does not validate|Subtypes:|Errors:|Given value type:", line):
-            named = f"{class_path}: " if class_path and class_path not in line else ""
-            return f"{_place(key, source)}: {named}{lines[index]}{_nearest_class(class_path)}".removeprefix(": ")
+        elif not re.match("Does not validate|Subtypes:|Errors:|Given value type:|Expected a path but", line):
+            named = f"{class_path}: " if class_path not in line else ""
+            return f"{_place(key, source)}: {named}{line}{_nearest_class(class_path)}".removeprefix(": ")
     return " ".join(lines)
 
 
 def _unknown(key: str, known: Sequence[str], source: Source) -> str:
-    """The message for an unknown key."""
+    """The message for an unknown key; `known` are dotted names."""
     room, _, name = key.rpartition(".")
-    names = {entry.rpartition(".")[2]: entry for entry in known}
-    near = get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(names))}"
+    within = f"{room}." if room else ""
+    beside = {entry.removeprefix(within).partition(".")[0] for entry in known if entry.startswith(within)}
+    if room and not beside:
+        return _unknown(room, known, source)
+    near = get_close_matches(name, beside, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(beside))}"
     return f"{_place(key, source)}: no such key{f' in {room}' if room else ''}; {hint}"
 
 
 def _place(key: str, source: Source) -> str:
-    """Where a key was written: `--key`, or `file:line: key`."""
-    if any(option.partition("=")[0] in (f"--{key}", f"--{key}.class_path") for option in source.options):
+    """Where a key was written: `--key`, or `file:line: key`; the key alone where it stands in neither."""
+    typed = {option.partition("=")[0].removesuffix(".class_path").removesuffix("+") for option in source.options}
+    if f"--{key}" in typed:
         return f"--{key}"
     for file in reversed(source.files):
         line = _line(yaml.compose(file.read_text()), key.split("."))
         if line is not None:
             return f"{file}:{line}: {key}"
-    return f"--{key}" if key else ""
+    return key
 
 
 def _line(node: yaml.Node | None, names: Sequence[str]) -> int | None:

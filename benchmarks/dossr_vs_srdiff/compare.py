@@ -51,7 +51,7 @@ def samplers(method: str, steps: int) -> dict[str, Sampler]:
 
 def trained(name: str, minutes: float, runs: Path, train: str, *extra: str) -> Path:
     """Checkpoint of one configuration beside this file, trained for `minutes` unless it is there."""
-    checkpoint = runs / name / "version_0" / "checkpoints" / "last.ckpt"
+    checkpoint = runs / name / "last" / "checkpoints" / "last.ckpt"
     if checkpoint.is_file():
         return checkpoint
     budget = timedelta(minutes=minutes)

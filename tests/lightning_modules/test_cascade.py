@@ -117,18 +117,8 @@ def test_the_command_enlarges_photos_with_a_cascade_and_generates(
     second = checkpoint(tmp_path, "second", patch=4)
     Image.new("RGB", (9, 7), (200, 100, 50)).save(tmp_path / "photo.png")
     small = f"--model.init_args.stages=[{checkpoint(tmp_path, 'first', patch=4)},{second}]"
-    run(
-        [
-            "predict",
-            "--config",
-            str(CONFIGS / "command" / "cascade.yaml"),
-            "--input",
-            "photo.png",
-            "--output",
-            "out",
-            small,
-        ]
-    )
+    cascade = ["predict", "--config", str(CONFIGS / "command" / "cascade.yaml")]
+    run([*cascade, "--input", "photo.png", "--output", "out", small])
     with Image.open(tmp_path / "out" / "photo.png") as enlarged:
         assert enlarged.size == (9 * 16, 7 * 16)
     generated = f"--model.init_args.stages=[{checkpoint(tmp_path, 'generator', 'EDM', scale=4)},{second}]"
