@@ -21,7 +21,7 @@ from callbacks.image_metrics import full_reference_scores
 from datamodules.batch import Batch
 from datamodules.folder import Folder
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import load_method
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.guidance import SelfAttentionGuidance
 from lightning_modules.metrics.lpips import lpips
 from lightning_modules.metrics.niqe import NIQE

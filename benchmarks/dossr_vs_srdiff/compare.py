@@ -25,10 +25,10 @@ from torch import Tensor
 from callbacks.image_metrics import full_reference_scores
 from datamodules.batch import Batch
 from datamodules.folder import Folder
-from lightning_modules.checkpoint import load_method
-from lightning_modules.cli import run
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.samplers import DDIM, Ancestral, DPMSolverPlusPlus, Sampler
+from lightning_modules.experiment import run
 from lightning_modules.metrics.pixels import to_uint8
 from lightning_modules.super_resolver import SuperResolver
 
@@ -51,7 +51,7 @@ def samplers(method: str, steps: int) -> dict[str, Sampler]:
 
 def trained(name: str, minutes: float, runs: Path, train: str, *extra: str) -> Path:
     """Checkpoint of one configuration beside this file, trained for `minutes` unless it is there."""
-    checkpoint = runs / name / "version_0" / "checkpoints" / "last.ckpt"
+    checkpoint = runs / name / "last" / "checkpoints" / "last.ckpt"
     if checkpoint.is_file():
         return checkpoint
     budget = timedelta(minutes=minutes)

@@ -32,7 +32,7 @@ from datamodules.packing import PackError
 from datamodules.preview import PRESETS, build
 from datamodules.realsr import DRealSR, RealSR
 from datamodules.shards import packed
-from lightning_modules.cli import CONFIGS, PARSER_MODE, layers
+from lightning_modules.config import CONFIGS, PARSER_MODE, layers
 from tests.datamodules.trees import picture, save
 
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))

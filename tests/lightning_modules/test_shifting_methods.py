@@ -19,7 +19,8 @@ from datamodules.batch import Batch
 from lightning_modules import resshift
 from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError, load_network
-from lightning_modules.cli import CONFIGS, configured_model, main
+from lightning_modules.cli import main
+from lightning_modules.config import CONFIGS, configured_model
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.parameterization import AnchorResidual, Clean, ShiftedEpsilon
 from lightning_modules.diffusion.samplers import Ancestral

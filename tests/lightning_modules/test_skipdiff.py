@@ -14,7 +14,8 @@ from torchmetrics import MeanAbsoluteError
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import CheckpointError, load_method, write_checkpoint
+from lightning_modules.checkpoint import CheckpointError, write_checkpoint
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.parameterization import Clean
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.samplers import Ancestral
