@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_modules.diffusion.dos_solvers import DoSMultistep, derivative_weights
 from lightning_modules.diffusion.edm import EDMProcess
+from lightning_modules.diffusion.flow import RectifiedFlow
 from lightning_modules.diffusion.parameterization import Noised, ShiftedEpsilon
 from lightning_modules.diffusion.process import Process, expand, noise_to_signal
 from lightning_modules.diffusion.relay import RelayProcess
@@ -182,6 +183,7 @@ MARKOV: dict[str, Process] = {
     "vp": VP(Cosine(TABLE)),
     "domain shift": DomainShift(ScaledLinear(TABLE, 0.0004, 0.006), shift_steps=TABLE),
     "residual shift": ResidualShift(TABLE, 0.02, power=1.0),
+    "rectified flow": RectifiedFlow(from_anchor=True, sigma=0.5),
 }
 
 
