@@ -1,53 +1,61 @@
 from collections.abc import Sequence
 from itertools import product
+from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.parameterization import Clean
 from lightning_modules.diffusion.process import Process
+from lightning_modules.diffusion.randomness import KeyedNoise
 from lightning_modules.diffusion.samplers import Ancestral
 from lightning_modules.diffusion.schedules import Cosine, ScaledLinear
 from lightning_modules.diffusion.vp import VP, DomainShift
+from lightning_modules.diffusion.yoda import YODA, Fill
 from lightning_modules.skipping.policy import SkipPolicy
-from lightning_modules.skipping.sampler import (
-    Decider,
-    Pattern,
-    PolicyDecider,
-    SkipBranches,
-    SkipSampler,
-    SubsetSearch,
-)
+from lightning_modules.skipping.sampler import Decider, FineSteps, Pattern, PolicyDecider, SkipSampler
+from tests.fakes import FakeDenoiser
 
 SKIPS = ("respaced", "keep", "reset")
 
 
-class Network:
-    """A denoiser that depends on the image it belongs to, and keeps account of who asked at which time."""
+class Network(nn.Module):
+    """Writes a clean image that depends on the image it belongs to; keeps account of who asked at which time."""
 
     def __init__(self, batch_size: int) -> None:
+        super().__init__()
         self.image = torch.linspace(-1, 1, batch_size).view(-1, 1, 1, 1)
-        self.asked: list[tuple[float, list[int]]] = []
+        self.asked: list[tuple[float, int]] = []
 
-    def __call__(self, x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
-        rows = torch.arange(len(self.image)) if rows is None else rows
-        self.asked += [(float(time), [int(row)]) for time, row in zip(t, rows, strict=True)]
-        return torch.tanh(x_t + self.image[rows]) * (1 - t.float().view(-1, 1, 1, 1))
+    def forward(self, x: Tensor, label: Tensor, *, image: Tensor, row: Tensor) -> Tensor:
+        self.asked += zip(label.tolist(), row.tolist(), strict=True)
+        return torch.tanh(x + image) * (1 - label.view(-1, 1, 1, 1))
 
     def evaluations(self) -> Tensor:
-        return torch.bincount(torch.tensor([row for _, rows in self.asked for row in rows]), minlength=len(self.image))
+        return torch.bincount(torch.tensor([row for _, row in self.asked]), minlength=len(self.image))
+
+    def denoiser(self) -> Denoiser:
+        rows = torch.arange(len(self.image))
+        condition = {"image": self.image, "row": rows}
+        return Denoiser(self, small(), Clean("time"), torch.zeros(len(rows), 3, 8, 8), condition)
 
 
 def small() -> VP:
     return VP(Cosine(20))
 
 
-def sample(sampler: SkipSampler, network: Network, process: Process | None = None, seeds: Sequence[int] = ()) -> Tensor:
-    process = process or small()
-    anchor = torch.zeros(len(network.image), 3, 8, 8)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(anchor))]
-    with process.drawing_from(generators):
-        return sampler(network, process, anchor)
+def keyed(seeds: Sequence[int]) -> KeyedNoise:
+    return KeyedNoise(torch.Generator().manual_seed(seed) for seed in seeds)
+
+
+def sample(sampler: SkipSampler, network: Network) -> Tensor:
+    return sampler(network.denoiser(), keyed(range(len(network.image))))
+
+
+def prepared(plan: SkipSampler, network: Network, after_step: Fill | None = None) -> FineSteps:
+    return plan.prepare(network.denoiser(), keyed(range(len(network.image))), after_step)
 
 
 def mixed(decisions: int, batch_size: int) -> Tensor:
@@ -69,9 +77,8 @@ def test_a_batch_of_mixed_decisions_equals_its_images_one_by_one(skip: str) -> N
     runs = mixed(5, 4)
     together = sample(SkipSampler(Pattern(runs), 4, 20, skip), Network(4))
     for i in range(4):
-        network = Network(4)
-        network.image = network.image[i : i + 1]
-        alone = sample(SkipSampler(Pattern(runs[:, i : i + 1]), 4, 20, skip), network, seeds=[i])
+        denoiser = Network(4).denoiser().select(torch.tensor([i]))
+        alone = SkipSampler(Pattern(runs[:, i : i + 1]), 4, 20, skip)(denoiser, keyed([i]))
         torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-6)
 
 
@@ -87,16 +94,14 @@ def test_an_image_does_not_depend_on_what_its_neighbours_decide(skip: str) -> No
 
 
 def test_running_every_step_is_the_fine_chain_from_its_entry() -> None:
-    process, network = small(), Network(2)
     sampler = SkipSampler(Pattern([True] * 5), 4, 20)
-    skipped = sample(sampler, network, process)
+    skipped = sample(sampler, Network(2))
 
     class Plain(Ancestral):
         def grid(self, process: Process) -> Tensor:
             return sampler.grid(process)
 
-    with process.drawing_from([torch.Generator().manual_seed(seed) for seed in (0, 1)]):
-        plain = Plain(8)(Network(2), process, torch.zeros(2, 3, 8, 8))
+    plain = Plain(8)(Network(2).denoiser(), keyed([0, 1]))
     torch.testing.assert_close(skipped, plain, rtol=0, atol=0)
 
 
@@ -126,16 +131,14 @@ def test_with_reset_only_the_last_skip_matters() -> None:
 
 
 def test_a_region_is_filled_only_where_a_step_was_taken() -> None:
-    process, runs = small(), mixed(5, 4)
-    times: list[Tensor] = []
+    runs, times = mixed(5, 4), list[Tensor]()
 
     def after_step(x_s: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
         times.append(t - s)
         return x_s + 100
 
-    anchor = torch.zeros(4, 3, 8, 8)
-    with process.drawing_from([torch.Generator().manual_seed(i) for i in range(4)]):
-        x = SkipSampler(Pattern(runs), 4, 20)(lambda x_t, t, rows=None: 0 * x_t, process, anchor, after_step)
+    denoiser = FakeDenoiser(small(), torch.zeros(4, 3, 8, 8), lambda x_t, t: 0 * x_t)
+    x = SkipSampler(Pattern(runs), 4, 20)(denoiser, keyed(range(4)), after_step)
     # The last step leaves the clean estimate, zero, and one filling.
     torch.testing.assert_close(x, torch.full_like(x, 100))
     assert torch.equal(torch.stack(times[3:-1]) > 0, runs[:-1])
@@ -143,21 +146,20 @@ def test_a_region_is_filled_only_where_a_step_was_taken() -> None:
 
 def test_branches_share_the_coarse_chain_and_its_noise() -> None:
     patterns = {"all": [True] * 5, "none": [False] * 5, "some": [False, True, True, False, True]}
-    network = Network(2)
-    branches = SkipBranches({name: Pattern(runs) for name, runs in patterns.items()}, SkipSampler(Pattern([]), 4, 20))
-    sample(branches, network)
+    network, plan = Network(2), SkipSampler(Pattern([]), 4, 20)
+    steps = prepared(plan, network)
+    states = {name: plan.refine(Pattern(runs), steps.fork()) for name, runs in patterns.items()}
     assert network.evaluations().tolist() == [3 + 5 + 1 + 3] * 2
     for name, runs in patterns.items():
         alone = sample(SkipSampler(Pattern(runs), 4, 20), Network(2))
-        torch.testing.assert_close(branches.states[name], alone, rtol=0, atol=0)
+        torch.testing.assert_close(states[name], alone, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("skip", SKIPS)
 def test_search_visits_the_result_of_every_subset(skip: str) -> None:
     found: dict[tuple[bool, ...], Tensor] = {}
-    network = Network(2)
-    search = SubsetSearch(lambda ran, x: found.update({tuple(ran): x}), SkipSampler(Pattern([]), 4, 20, skip))
-    sample(search, network)
+    network, plan = Network(2), SkipSampler(Pattern([]), 4, 20, skip)
+    plan.visit_subsets(prepared(plan, network), lambda ran, x: found.update({tuple(ran): x}))
     expected = set(product([False, True], repeat=4))
     if skip == "reset":
         expected = {runs for runs in expected if list(runs) == sorted(runs)}
@@ -168,17 +170,65 @@ def test_search_visits_the_result_of_every_subset(skip: str) -> None:
         torch.testing.assert_close(state, alone, rtol=0, atol=0)
 
 
+def test_noise_that_cannot_be_drawn_again_is_refused_where_it_must_be() -> None:
+    plan = SkipSampler(Pattern([]), 4, 20)
+    steps = plan.prepare(Network(2).denoiser(), torch.randn_like, None)
+    with pytest.raises(TypeError, match="only noise of KeyedNoise can be drawn again"):
+        steps.fork()
+
+
+class Halves(nn.Module):
+    """Attention of 1 on the left and 0 on the right."""
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return (torch.arange(lr.shape[-1]) < lr.shape[-1] / 2).float().expand(len(lr), 1, *lr.shape[-2:])
+
+
+@pytest.mark.parametrize("lr_noise", ["fresh", "fixed"])
+def test_forks_fill_a_region_with_the_same_noise(lr_noise: Literal["fresh", "fixed"]) -> None:
+    network, plan = Network(2), SkipSampler(Pattern([]), 4, 20)
+    yoda = YODA(Halves(), lower_bound=0.01, lr_noise=lr_noise)  # the right half waits until the last step is done
+    anchor = torch.full((2, 3, 8, 8), 0.5)
+
+    def filled() -> FineSteps:
+        fill = yoda.fill(small(), anchor, yoda.attend(anchor, size=(8, 8)), keyed([100, 101]))
+        return prepared(plan, network, fill)
+
+    def states(steps: FineSteps) -> Tensor:
+        """After each of four steps, two of which the second image skips."""
+        x, level, seen = steps.entry, steps.times[0].expand(2), []
+        for decision in range(4):
+            x, level = steps(x, level, decision, torch.tensor([True, decision % 2 == 0]))
+            seen.append(x)
+        return torch.stack(seen)
+
+    steps = filled()
+    first, second = states(steps.fork()), states(steps.fork())
+    assert torch.equal(first, second)
+    assert torch.equal(states(steps), first)  # forks took nothing from it
+
+    # What waits is the anchor at the level of the moment, with noise that is drawn once or each time.
+    process, times = small(), steps.times
+    noise = [
+        (first[k, :1, ..., 4:] - process.mean(x0=anchor, anchor=anchor, t=times[k + 1 : k + 2])[:1, ..., 4:])
+        / float(process.std(times[k + 1]))
+        for k in range(4)
+    ]
+    assert torch.allclose(noise[0], noise[1], atol=1e-4) == (lr_noise == "fixed")
+    assert all(0.7 < part.std() < 1.3 for part in noise)
+
+
 def test_a_policy_decides_by_its_likelier_action_and_remembers() -> None:
     policy = SkipPolicy(channels=(4,), kernels=(3,), resize=8, hidden=4, decisions=5)
     decider = PolicyDecider(policy, greedy=True)
     sampler = SkipSampler(decider, 4, 20)
     sample(sampler, Network(3))
-    judged, actions = decider.judgement(), torch.stack(decider.actions)
+    evaluation, actions = decider.evaluation(), torch.stack(decider.actions)
     assert torch.equal(torch.stack(decider.ran)[:-1], actions[:-1] == 0)
-    assert judged.logprob.exp().min() >= 0.5
+    assert evaluation.logprob.exp().min() >= 0.5
     logits, values = policy.sequence(torch.stack(decider.observations))
     torch.testing.assert_close(torch.stack(decider.logits), logits)
-    torch.testing.assert_close(judged.value, values)
+    torch.testing.assert_close(evaluation.value, values)
 
 
 def test_drawn_actions_follow_the_policy() -> None:

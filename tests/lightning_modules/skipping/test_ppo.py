@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.skipping.ppo import Judgement, Objective, discounted_returns, standardize
+from lightning_modules.skipping.ppo import Evaluation, Objective, discounted_returns, standardize
 
 
 def decisions(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -36,7 +36,7 @@ def test_reinforce_is_the_special_case_without_clip_and_critic() -> None:
     logits, values, actions, rewards = decisions()
     counted = torch.ones_like(rewards, dtype=torch.bool)
     objective = Objective(clip=math.inf, value_weight=0.0, entropy_weight=0.0)
-    now = Judgement.of(logits, values, actions)
+    now = Evaluation.of(logits, values, actions)
     targets = objective.targets(rewards, counted)
     loss = objective.loss(now, old_logprob=now.logprob.detach(), targets=targets, counted=counted)
     (gradient,) = torch.autograd.grad(loss.total, logits)
@@ -52,7 +52,7 @@ def test_a_ratio_beyond_the_clip_pulls_no_further() -> None:
     logits, values, actions, rewards = decisions()
     counted = torch.ones_like(rewards, dtype=torch.bool)
     objective = Objective(clip=0.2, value_weight=0.0, entropy_weight=0.0)
-    now = Judgement.of(logits, values, actions)
+    now = Evaluation.of(logits, values, actions)
     targets = objective.targets(rewards, counted)
     advantage = objective.advantage(targets, now.value, counted)
     # Every decision has become likelier by a factor of two: where that was right, it is enough.
@@ -68,7 +68,7 @@ def test_decisions_that_are_not_counted_get_no_gradient() -> None:
     counted = torch.ones_like(rewards, dtype=torch.bool)
     counted[-1] = False
     objective = Objective()
-    now = Judgement.of(logits, values, actions)
+    now = Evaluation.of(logits, values, actions)
     targets = objective.targets(rewards, counted)
     loss = objective.loss(now, old_logprob=now.logprob.detach(), targets=targets, counted=counted)
     for gradient in torch.autograd.grad(loss.total, (logits, values)):
@@ -79,7 +79,7 @@ def test_decisions_that_are_not_counted_get_no_gradient() -> None:
 def test_a_first_epoch_reports_no_change() -> None:
     logits, values, actions, rewards = decisions()
     counted = torch.ones_like(rewards, dtype=torch.bool)
-    now = Judgement.of(logits, values, actions)
+    now = Evaluation.of(logits, values, actions)
     loss = Objective().loss(now, old_logprob=now.logprob.detach(), targets=rewards, counted=counted)
     assert loss.ratio_deviation == 0 and loss.kl == 0 and loss.clipped == 0
 
@@ -89,7 +89,7 @@ def test_explained_variance_is_one_for_a_perfect_critic() -> None:
     counted = torch.ones_like(rewards, dtype=torch.bool)
     objective = Objective()
     targets = objective.targets(rewards, counted)
-    now = Judgement.of(logits, targets + 3, actions)
+    now = Evaluation.of(logits, targets + 3, actions)
     loss = objective.loss(now, old_logprob=now.logprob.detach(), targets=targets, counted=counted)
     assert loss.explained_variance == pytest.approx(1.0)
 
