@@ -30,10 +30,10 @@ from kornia.enhance import jpeg_codec_differentiable
 from PIL import Image
 from torch import Tensor
 
-from datamodules.degradations.bicubic import to_uint8
 from datamodules.degradations.jpeg import compress
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.levels import to_uint8
 from datamodules.degradations.realesrgan import RealESRGAN
+from datamodules.degradations.variable_size import Images
 
 QUALITIES = (10, 30, 50, 75, 95)
 PHOTOS = ("astronaut", "coffee", "rocket")

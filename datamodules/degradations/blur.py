@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datamodules.degradations.degradation import Recipe
 from datamodules.degradations.kernels import kernels
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.variable_size import Images
 
 USM_SIZE = 51
 USM_SIGMA = 0.3 * ((USM_SIZE - 1) * 0.5 - 1) + 0.8  # OpenCV's width for a Gaussian of that many taps

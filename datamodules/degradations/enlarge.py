@@ -5,7 +5,8 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.degradations.bicubic import from_uint8, matlab_bicubic, pillow_bicubic, to_uint8
+from datamodules.degradations.bicubic import matlab_bicubic, pillow_bicubic
+from datamodules.degradations.levels import from_uint8, to_uint8
 
 Enlargement = Literal["matlab", "matlab_256", "pillow", "torch", "bilinear", "nearest"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datamodules.degradations.degradation import Recipe
 from datamodules.degradations.draws import check_range, uniform
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.variable_size import Images
 
 # Annex K of ITU-T T.81
 LUMA_TABLE = (

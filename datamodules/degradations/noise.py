@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules.degradations.degradation import Recipe
 from datamodules.degradations.draws import check_probability, check_range, uniform
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.variable_size import Images
 
 GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed number; the constants of SplitMix64 (Steele et al. 2014)
 MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)

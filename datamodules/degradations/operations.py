@@ -10,9 +10,9 @@ from datamodules.degradations.blur import blur
 from datamodules.degradations.degradation import Recipe
 from datamodules.degradations.jpeg import compress
 from datamodules.degradations.noise import add_gaussian_noise, add_poisson_noise
-from datamodules.degradations.ragged import Images
 from datamodules.degradations.resize import rescale, resize
 from datamodules.degradations.threads import one_by_one
+from datamodules.degradations.variable_size import Images
 
 OPERATIONS = {
     "blur": blur,

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from datamodules.degradations.degradation import Recipe
 from datamodules.degradations.draws import check_probabilities, check_range, choose, uniform
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.variable_size import Images
 
 MODES = ("area", "bilinear", "bicubic")  # none of them filters before it shrinks, except area
 

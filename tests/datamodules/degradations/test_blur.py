@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.degradations.blur import blur, convolve, fast_length, unsharp_mask
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.variable_size import Images
 
 
 def summed(image: Tensor, weights: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from datamodules.degradations.jpeg import JPEGLaw, compress, quantisation
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.variable_size import Images
 
 
 def photograph(height: int, width: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from datamodules.degradations.noise import NoiseLaw, add_gaussian_noise, add_poisson_noise, grey_levels, normal, poisson
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.variable_size import Images
 
 LAW = NoiseLaw(gaussian_noise_prob=0.5, noise_range=(1, 30), poisson_scale_range=(0.05, 3), gray_noise_prob=0.4)
 

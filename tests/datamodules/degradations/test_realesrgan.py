@@ -17,9 +17,10 @@ from datamodules.degradations.blur import unsharp_mask
 from datamodules.degradations.blur_noise_jpeg import BlurNoiseJPEG
 from datamodules.degradations.degradation import Degradation
 from datamodules.degradations.operations import run
-from datamodules.degradations.ragged import Images
 from datamodules.degradations.realesrgan import RealESRGAN
-from datamodules.preview import PRESETS, build
+from datamodules.degradations.variable_size import Images
+from datamodules.prepare.preview import PRESETS
+from tests.datamodules.configs import build_degradation
 
 DATA = os.environ.get("DIFFSR_TEST_DATA")
 KEYS = [f"set/{i:04d}" for i in range(8)]
@@ -149,7 +150,7 @@ def test_targets_are_sharpened_only_if_asked() -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("scale", [2, 4])
 def test_presets_degrade(preset: Path, scale: int) -> None:
-    degradation, hr = build(preset, scale), photographs(2, 160)
+    degradation, hr = build_degradation([preset], scale), photographs(2, 160)
     assert degradation(hr, keys=KEYS[:2], epoch=0, seed=0).shape == (2, 3, 160 // scale, 160 // scale)
 
 
@@ -221,7 +222,7 @@ def fixed_pairs() -> tuple[Tensor, Tensor]:
 
 
 def degraded(preset: str, gt: Tensor, epochs: int) -> dict[str, np.ndarray]:
-    degradation, keys = build(PRESETS / f"{preset}.yaml", 4), [f"pair/{i}" for i in range(len(gt))]
+    degradation, keys = build_degradation([PRESETS / f"{preset}.yaml"], 4), [f"pair/{i}" for i in range(len(gt))]
     return statistics_of(torch.cat([degradation(gt, keys=keys, epoch=e, seed=0) for e in range(epochs)]))
 
 

@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from datamodules.degradations.ragged import Images
 from datamodules.degradations.resize import MODES, ResizeLaw, rescale, resize
+from datamodules.degradations.variable_size import Images
 
 SIZES = [(90, 64), (33, 71), (20, 20), (57, 90), (90, 90), (41, 26)]
 FACTORS = [0.31, 1.37, 1.0, 0.777, 0.5, 1.2]

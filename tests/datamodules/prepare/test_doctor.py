@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.doctor import arguments, report
-from datamodules.likeness import copies, displacement, perceptual_hash
-from datamodules.pack import pack_folder
 from datamodules.photos import TRAIN, VAL, bundled
+from datamodules.prepare.doctor import parse, report
+from datamodules.prepare.pack import pack_folder
+from datamodules.prepare.similarity import displacement, near_duplicates, perceptual_hash
 from tests.datamodules.trees import picture, png, save, write_tar
 
 
@@ -21,7 +21,7 @@ def photographs(root: Path, count: int = 4, first: int = 0) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[bool, str]:
-    serious = report(arguments().parse_args([*options, "--jobs", "1"]))
+    serious = report(parse([*options, "--jobs", "1"]))
     return serious, capsys.readouterr().out
 
 
@@ -60,7 +60,7 @@ def test_damage_size_mode_and_keys(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "PROBLEM: 1 images are RGBA with transparency" in text
     assert "zero bytes: repair or repack it" in text
     assert f"set-000001.tar a: {tmp_path}/set-000000.tar has this key too (duplicate key): repair or repack it" in text
-    assert "set-000002.tar: 2 of 2 samples are there, truncated or not an uncompressed tar" in text
+    assert "set-000002.tar: holds 2 of 2 samples, truncated or not an uncompressed tar" in text
 
 
 def test_shards_that_are_not_those_that_were_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +164,7 @@ def test_hashes_know_copies_and_tell_others_apart(quality: int, shrink: float) -
         small = image.resize((int(image.width * shrink), int(image.height * shrink)), Image.Resampling.LANCZOS)
         small.save(content, "JPEG", quality=quality)
         codes.append(perceptual_hash(np.asarray(Image.open(content))))
-    assert set(copies(codes)) == {(number, number + len(shown)) for number in range(len(shown))}
+    assert set(near_duplicates(codes)) == {(number, number + len(shown)) for number in range(len(shown))}
 
 
 def test_a_flat_image_has_no_hash() -> None:
@@ -173,4 +173,4 @@ def test_a_flat_image_has_no_hash() -> None:
 
 def test_an_absent_set_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder of images"):
-        report(arguments().parse_args([str(tmp_path / "none")]))
+        report(parse([str(tmp_path / "none")]))
