@@ -11,9 +11,9 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,22 +26,6 @@ from datamodules.images import ImageError, decode, find_images
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs/data/degradation"
 MARGIN, TEXT_HEIGHT = 8, 12  # pixels
-
-
-class BuildDegradation(Protocol):
-    """Reads configs; the command line has the only reader, which knows how they are merged."""
-
-    def __call__(self, names: list[str], scale: int | None = None) -> Degradation:
-        """The degradation of the data that config files describe together; bicubic where they name none.
-
-        Args:
-            names: paths of config files; later ones win.
-            scale: HR size over LR size, instead of that of the configs.
-
-        Raises:
-            OSError: a file cannot be read.
-            ValueError: a file is not a config, or describes no degradation that exists.
-        """
 
 
 class Example(NamedTuple):
@@ -201,17 +185,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None, build: BuildDegradation) -> None:
+def main(arguments: Sequence[str] | None, build: Callable[[list[str]], Degradation]) -> None:
     """Writes the sheet; a wrong argument is one message.
 
     Args:
         arguments: what follows `lightning preview`; None takes those of the process.
-        build: reads the configs.
+        build: makes the degradation that config files describe together, bicubic where they name none. It takes their
+            paths, later ones over earlier ones, and options over all of them, as they are typed in any command; only
+            the command line knows how configs are read. It raises an OSError or a ValueError that names the file or
+            the key.
     """
     options = parse(arguments)
     try:
         configs = [str(preset(options.degradation))] if options.degradation else options.config
-        degradation = build(configs, options.scale)
+        scale = [] if options.scale is None else [f"--data.init_args.scale={options.scale}"]
+        degradation = build([*configs, *scale])
         paths = [image for source in options.images for image in find_images(source)][: options.count]
         chosen = {key: getattr(options, key) for key in ("crop", "draws", "epoch", "seed", "name")}
         drawn = list(examples(degradation, paths, **chosen))

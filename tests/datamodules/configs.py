@@ -23,11 +23,12 @@ def configured(configs: Sequence[str | Path], *options: str) -> SRDataModule:
     return data
 
 
-def build_degradation(names: Sequence[str | Path], scale: int | None = None) -> Degradation:
-    """The degradation of config files that need not name a data module; what `lightning preview` is given."""
-    options = [] if scale is None else [f"--data.init_args.scale={scale}"]
+def build_degradation(names: Sequence[str | Path]) -> Degradation:
+    """The degradation of config files, which need not name a data module, and of options; for `lightning preview`."""
+    words = [str(name) for name in names]
+    files, options = ([word for word in words if word.startswith("--") == option] for option in (False, True))
     try:
-        return configured([CONFIGS / "data" / "div2k_x4.yaml", *names], *options).degradation
+        return configured([CONFIGS / "data" / "div2k_x4.yaml", *files], *options).degradation
     except ConfigError as error:
         raise FileNotFoundError(str(error)) from error
     except argparse.ArgumentError as error:

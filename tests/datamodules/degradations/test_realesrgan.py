@@ -150,7 +150,7 @@ def test_targets_are_sharpened_only_if_asked() -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("scale", [2, 4])
 def test_presets_degrade(preset: Path, scale: int) -> None:
-    degradation, hr = build_degradation([preset], scale), photographs(2, 160)
+    degradation, hr = build_degradation([preset, f"--data.init_args.scale={scale}"]), photographs(2, 160)
     assert degradation(hr, keys=KEYS[:2], epoch=0, seed=0).shape == (2, 3, 160 // scale, 160 // scale)
 
 
@@ -222,7 +222,7 @@ def fixed_pairs() -> tuple[Tensor, Tensor]:
 
 
 def degraded(preset: str, gt: Tensor, epochs: int) -> dict[str, np.ndarray]:
-    degradation, keys = build_degradation([PRESETS / f"{preset}.yaml"], 4), [f"pair/{i}" for i in range(len(gt))]
+    degradation, keys = build_degradation([PRESETS / f"{preset}.yaml"]), [f"pair/{i}" for i in range(len(gt))]
     return statistics_of(torch.cat([degradation(gt, keys=keys, epoch=e, seed=0) for e in range(epochs)]))
 
 

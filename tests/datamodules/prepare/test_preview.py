@@ -52,6 +52,19 @@ def test_any_config_with_data_will_do(photos: Path, tmp_path: Path) -> None:
     assert Image.open(out).width == 2 * 64 + 16
 
 
+def test_later_configs_win_and_the_scale_over_all(photos: Path, tmp_path: Path) -> None:
+    before = "class_path: datamodules.degradations.realesrgan.RealESRGAN, init_args: {noise_range: [1, 2]}"
+    after = "class_path: datamodules.degradations.area.Area, init_args: {scale: '${data.init_args.scale}'}"
+    for name, text in (("before", before), ("after", after)):
+        (tmp_path / f"{name}.yaml").write_text(f"data: {{init_args: {{degradation: {{{text}}}}}}}")
+    configs = [flag for name in ("before", "after") for flag in ("--config", str(tmp_path / f"{name}.yaml"))]
+    out = tmp_path / "sheet.png"
+    main([str(photos / "coffee.png"), *configs, "--scale", "8", "--out", str(out), "--crop", "64"], build_degradation)
+    cell = np.asarray(Image.open(out).convert("RGB"), dtype=float)[8 : 8 + 64, 8 : 8 + 128]
+    means = cell[:, :64].reshape(8, 8, 8, 8, 3).mean(axis=(1, 3))
+    assert np.abs(cell[:, 64:].reshape(8, 8, 8, 8, 3) - means[:, None, :, None]).max() <= 0.5 + 1e-9
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
