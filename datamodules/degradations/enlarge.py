@@ -1,4 +1,4 @@
-"""From a low-resolution image back to the sharp image's grid: the `up` of a batch."""
+"""Enlarges a low-resolution image to the grid of the sharp one: the `up` of a batch."""
 
 from typing import Literal
 
@@ -37,4 +37,4 @@ def enlarge(lr: Tensor, *, scale: int, kernel: Enlargement) -> Tensor:
     if kernel in ("torch", "bilinear"):
         mode = "bicubic" if kernel == "torch" else "bilinear"
         return functional.interpolate(lr, scale_factor=scale, mode=mode, align_corners=False)
-    raise ValueError(f"kernel: {kernel!r} is none of matlab, matlab_256, pillow, torch, bilinear, nearest")
+    raise ValueError(f"kernel: {kernel!r} is not one of matlab, matlab_256, pillow, torch, bilinear, nearest")

@@ -16,9 +16,9 @@ from torch import Tensor
 from datamodules.degradations.blur import unsharp_mask
 from datamodules.degradations.blur_noise_jpeg import BlurNoiseJPEG
 from datamodules.degradations.degradation import Degradation
-from datamodules.degradations.operations import run
+from datamodules.degradations.image_batch import ImageBatch
+from datamodules.degradations.operations import run_programs
 from datamodules.degradations.realesrgan import RealESRGAN
-from datamodules.degradations.variable_size import Images
 from datamodules.prepare.preview import PRESETS
 from tests.datamodules.configs import build_degradation
 
@@ -51,7 +51,7 @@ def test_images_that_stay_together_equal_images_one_by_one(degradation: RealESRG
     """On a GPU the batch is one tensor of images of different sizes; the same code runs here."""
     hr = photographs(8, 256)
     recipes = [degradation.recipe(key, epoch=0, seed=0) for key in KEYS]
-    together = run(Images.of(hr), [recipe["operations"] for recipe in recipes], (64, 64))
+    together = run_programs(ImageBatch.from_tensor(hr), [recipe["operations"] for recipe in recipes], (64, 64))
     difference = (together - degradation.apply(hr, recipes)).abs() * 255
     assert difference.flatten(1).mean(1).max() < 0.2  # a rounding inside JPEG may fall otherwise, now and then
     assert (difference > 1.5).float().mean() < 0.01
