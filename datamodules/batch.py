@@ -21,6 +21,7 @@ class Batch(TypedDict):
     up: Tensor  # [B,3,H,W], lr on hr's grid; may leave [-1,1] slightly
     key: list[str]  # "div2k/0801"; validation degradations and noise are functions of it
     hr: NotRequired[Tensor]  # [B,3,H,W], the target
+    start: NotRequired[Tensor]  # [B,3,H,W], the degraded image that sampling starts from, put here by the method
     attention: NotRequired[Tensor]  # [B,1,H,W] in [0,1], where the data set carries a map
 
 

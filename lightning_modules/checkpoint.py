@@ -15,7 +15,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from lightning_modules.base import SuperResolver
+from lightning_modules.super_resolver import SuperResolver
 
 
 class CheckpointError(Exception):

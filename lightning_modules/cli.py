@@ -21,7 +21,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_modules.base import SuperResolver
 from lightning_modules.checkpoint import (
     CheckpointError,
     build,
@@ -30,6 +29,7 @@ from lightning_modules.checkpoint import (
     read_checkpoint,
     said_by_constructor,
 )
+from lightning_modules.super_resolver import SuperResolver
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PARSER_MODE = "omegaconf+"  # resolves ${...} after all files are merged

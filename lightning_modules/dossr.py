@@ -1,32 +1,24 @@
 """DoSSR: diffusion that begins at the degraded image, and solvers of few steps for it (arXiv:2409.17778)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule, in_memory_format
 from lightning_modules.checkpoint import asking_for, load_network
 from lightning_modules.diffusion.color_fix import ColorFix, fix_color
-from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
-from lightning_modules.networks import ldm_names
-from lightning_modules.networks.rrdb import RRDBNet, accept_basicsr_names
-from lightning_modules.networks.sd21 import OPTION, ControlledUNet, text_encoder
+from lightning_modules.networks.rrdb import RRDBNet
+from lightning_modules.networks.sd21 import OPTION, ControlledUNet
 
 RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases"
-PRECISION = 2e-3  # relative, within which the same weights in half precision agree
 
 
 class DoSSR(DiffusionModule):
-    """Shows the network the degraded image on the target's grid, from which the process starts."""
-
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """`{image: [B,3,H,W]}`."""
-        return {"image": self.start_image(batch)}
+    """DoSSR on pixels: the process starts from the enlarged image, which the network is shown throughout."""
 
 
 class DoSSRStableDiffusion(DiffusionModule):
@@ -63,69 +55,38 @@ class DoSSRStableDiffusion(DiffusionModule):
             load_network(restorer, restorer_weights)
         self.restorer = in_memory_format(restorer, self.memory_format).requires_grad_(False)
         self.color_fix = color_fix
-        self._restored: tuple[Tensor, Tensor, Tensor] | None = None  # of the latest batch: lr, image, state
 
+    @torch.no_grad()
     def start_image(self, batch: Batch) -> Tensor:
-        """The restored image."""
-        return self._restore(batch)[0]
-
-    def anchor(self, batch: Batch) -> Tensor:
-        """Its latent, `[B,4,h,w]`."""
-        return self._restore(batch)[1]
-
-    def _restore(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The restored image and its latent, once per batch: anchor, hint and colour fix all ask for them."""
-        if self._restored is None or self._restored[0] is not batch["lr"]:
-            with torch.no_grad():
-                image = self.restorer(batch["lr"]).float()
-                if image.shape != batch["up"].shape:
-                    raise ValueError(
-                        f"the restorer enlarges by {self.restorer.scale}, but the data by "
-                        f"{batch['up'].shape[-1] // batch['lr'].shape[-1]}: set data.init_args.scale"
-                    )
-                self._restored = batch["lr"], image, self.space.encode(image, batch["up"])
-        return self._restored[1:]
-
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """`{hint: [B,4,h,w], text: [B,tokens,D]}`; the prompt is empty in training, as published."""
-        network = self.network
-        return self._shown(batch, network.empty_text if self.training else network.text)
-
-    def null_condition(self, batch: Batch) -> dict[str, Tensor]:
-        """The same hint, and the empty prompt."""
-        return self._shown(batch, self.network.empty_text)
-
-    def _shown(self, batch: Batch, text: Tensor) -> dict[str, Tensor]:
-        hint = self.anchor(batch)
-        return {"hint": hint, "text": text.expand(hint.shape[0], -1, -1)}
-
-    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
-        """Samples, decodes, and mends the colours."""
-        image = super().enlarge(batch, sampler)
-        fixed = fix_color(image, reference=self.start_image(batch), method=self.color_fix)
-        self._restored = None
-        return fixed
-
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The ControlNet of a published checkpoint; everything else in it must be what is configured.
+        """The restored image.
 
         Raises:
-            ValueError: schedule, shift, base, autoencoder or restorer are others than configured.
+            ValueError: the restorer enlarges by another factor than the data.
         """
-        rest = self.process.schedule.without_table(state)
-        check_shift(self.process, rest)
-        parts = ldm_names.dossr_parts(rest)
-        encoder = text_encoder(self.network.weights)
-        text = ldm_names.text_encoder(parts["text"], layers=encoder.config.num_hidden_layers)
-        accept_basicsr_names(self.restorer, parts["restorer"], "")
-        autoencoder = self.space.autoencoder.model
-        check_same("unet", ldm_names.unet(parts["unet"]), self.network.unet)
-        check_same("autoencoder", ldm_names.autoencoder(parts["vae"]), autoencoder)
-        check_same("text encoder", text, encoder)
-        check_same("restorer", parts["restorer"], self.restorer)
-        controlnet = ldm_names.controlnet(parts["controlnet"])
-        own = {f"network.controlnet.{key}": value for key, value in controlnet.items()}
-        return {**own, "network.signature": self.network.signature}
+        image: Tensor = self.restorer(batch["lr"]).float()
+        if image.shape != batch["up"].shape:
+            raise ValueError(
+                f"the restorer enlarges by {self.restorer.scale}, but the data by "
+                f"{batch['up'].shape[-1] // batch['lr'].shape[-1]}: set data.init_args.scale"
+            )
+        return image
+
+    def condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
+        """`{hint: [B,4,h,w], text: [B,tokens,D]}`; the prompt is empty in training, as published."""
+        return shown(anchor, self.network.empty_text if self.training else self.network.text)
+
+    def null_condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
+        """The same hint, and the empty prompt."""
+        return shown(anchor, self.network.empty_text)
+
+    def decode(self, state: Tensor, batch: Batch) -> Tensor:
+        """The decoded image with the colours of the restored one."""
+        return fix_color(super().decode(state, batch), reference=batch["start"], method=self.color_fix)
+
+
+def shown(hint: Tensor, text: Tensor) -> dict[str, Tensor]:
+    """The latent that the ControlNet reads and the prompt's embedding, one for each image."""
+    return {"hint": hint, "text": text.expand(hint.shape[0], -1, -1)}
 
 
 def check_predicts_noise(weights: str) -> None:
@@ -146,33 +107,3 @@ def check_predicts_noise(weights: str) -> None:
             f"{weights}/scheduler: this base writes {written}, where DoSSR needs one that writes noise, epsilon, as "
             f"stable-diffusion-2-1-base does: give that as {OPTION}"
         )
-
-
-def check_shift(process: DomainShift, state: dict[str, Tensor]) -> None:
-    """Takes the published shift out of `state`.
-
-    Raises:
-        ValueError: it is not the process's.
-    """
-    stored, complement = state.pop("lambdas", None), state.pop("one_minus_lambdas", None)
-    t = torch.arange(1, process.steps + 1, dtype=torch.float64) / process.steps
-    own = process.anchor_alpha(t) / process.signal(t)
-    for name, found, expected in (("lambdas", stored, own), ("one_minus_lambdas", complement, 1 - own)):
-        if found is not None and (found.shape != own.shape or not torch.allclose(found.double(), expected, atol=1e-6)):
-            raise ValueError(f"{name}: the file shifts otherwise than the configured process; see shift_steps and ramp")
-
-
-def check_same(name: str, stored: Mapping[str, Tensor], module: nn.Module) -> None:
-    """Compares a frozen part of a published file with the one that is configured.
-
-    Raises:
-        ValueError: a tensor is missing, unknown or another.
-    """
-    # transformers 4 has a prefix that 5 dropped; ids of positions are no weights
-    own = {key.removeprefix("text_model."): value for key, value in module.state_dict().items()}
-    own.pop("embeddings.position_ids", None)
-    if differing := sorted(stored.keys() ^ own.keys()):
-        raise ValueError(f"{name}: {len(differing)} tensors are only in one of file and base, such as {differing[0]}")
-    for key, value in stored.items():
-        if value.shape != own[key].shape or not torch.allclose(value.to(own[key]), own[key], rtol=PRECISION, atol=1e-5):
-            raise ValueError(f"{name}: {key} in the file differs from the configured weights; it needs others")

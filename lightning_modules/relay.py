@@ -1,87 +1,41 @@
-"""EDM (arXiv:2206.00364) and Relay Diffusion (arXiv:2309.03350), which goes on from the low-resolution image."""
+"""Relay Diffusion: diffusion that goes on from the low-resolution image (arXiv:2309.03350)."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 from warnings import warn
 
-import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import rename_prefixes
-from lightning_modules.diffusion import relay
-from lightning_modules.diffusion.samplers import Sampler
+from lightning_modules.diffusion.relay import RelayProcess
 
-LRCondition = Literal["none", "concat"]
 ROUNDING = 0.5  # grey levels, the most that 8 bits take from an average
 
 
-class EDM(DiffusionModule):
-    """Diffusion of the image in EDM's formulation, by any network that can be shown an `image`.
-
-    Args:
-        lr_condition: `concat` shows the network the enlarged low-resolution image beside the noisy one. `none` shows it
-            nothing: with the EDM process that is a generator, the first stage of Relay Diffusion's cascade.
-        **diffusion: See `DiffusionModule`.
-    """
-
-    def __init__(self, lr_condition: LRCondition = "concat", **diffusion: Any) -> None:
-        super().__init__(**diffusion)
-        self.lr_condition = lr_condition
-
-    @property
-    def generates(self) -> bool:
-        """Whether images come from noise alone, whatever the low-resolution image."""
-        return self.lr_condition == "none"
-
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """`{image: [B,3,H,W]}`, or nothing."""
-        return {"image": batch["up"]} if self.lr_condition == "concat" else {}
-
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`model.*` of a network that EDM's or RDM's code trained to `network.*`.
-
-        The published files are pickled Python objects, whose loading executes the code inside; they are refused. Where
-        that can do no harm, in a container without network and without your files, RDM's own code exports what is read
-        here: `save_file(torch.load(FILE, weights_only=False)["ema"].state_dict(), "weights.safetensors")`.
-
-        Raises:
-            ValueError: the network resamples with another filter than the 2x2 box.
-        """
-        filters = {key: value for key, value in state.items() if key.endswith(".resample_filter")}
-        for key, value in filters.items():
-            if value.shape[-2:] != (2, 2) or not torch.all(value == 0.25):
-                raise ValueError(f"{key}: the network resamples with another filter than the 2x2 box of ADM")
-        weights = {key: value for key, value in state.items() if key not in filters}
-        return rename_prefixes(weights, {"model.": "network."})
-
-
-class Relay(EDM):
+class Relay(DiffusionModule):
     """Continues the diffusion from the low-resolution image, whose repeated pixels are where the blur ends.
 
     The image must be the average of each patch (`datamodules.degradations.area.Area`); other kinds of shrinking leave a
     mismatch at the start, and a warning is given. What ties the result to it is the noise level that sampling starts
-    from, and with `concat` the network's own view of it.
+    from, and with `condition_on: up` the network's own view of it.
 
     Args:
-        lr_condition: See `EDM`; the paper's second stage is `none`.
+        condition_on: See `DiffusionModule`; the paper's second stage is shown nothing.
         back_projection: Give every patch of the result the average that the low-resolution image prescribes.
         **diffusion: See `DiffusionModule`.
     """
 
-    process: relay.Relay
+    process: RelayProcess
 
-    def __init__(self, lr_condition: LRCondition = "none", back_projection: bool = False, **diffusion: Any) -> None:
-        super().__init__(lr_condition, **diffusion)
+    def __init__(
+        self, condition_on: Literal["up", "lr", "none"] = "none", back_projection: bool = False, **diffusion: Any
+    ) -> None:
+        super().__init__(condition_on=condition_on, **diffusion)
         self.back_projection = back_projection
+        if back_projection:
+            self.protocol_suffixes.append("back-projection")
         self._compared = False  # the low-resolution images with the averages of the first targets seen
-
-    @property
-    def generates(self) -> bool:
-        """Never: what the network is not shown, sampling starts from."""
-        return False
 
     def start_image(self, batch: Batch) -> Tensor:
         """The low-resolution image with every pixel repeated over a patch.
@@ -114,14 +68,10 @@ class Relay(EDM):
                 stacklevel=2,
             )
 
-    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
-        """See `DiffusionModule.enlarge`; then the averages of the patches, if asked for."""
-        sr = super().enlarge(batch, sampler)
+    def decode(self, state: Tensor, batch: Batch) -> Tensor:
+        """The image of a state; with `back_projection` its patches get the prescribed averages."""
+        sr = super().decode(state, batch)
         if not self.back_projection:
             return sr
         missing = batch["lr"] - avg_pool2d(sr, self.process.patch)
         return sr + interpolate(missing, scale_factor=float(self.process.patch), mode="nearest")
-
-    def protocol(self) -> str:
-        """The sampler's name, and whether averages are prescribed."""
-        return super().protocol() + ("+back-projection" if self.back_projection else "")

@@ -1,7 +1,6 @@
 """ResShift: a short chain of residual shifts, trained from scratch (arXiv:2307.12348, journal arXiv:2403.07319)."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,15 +9,11 @@ from lightning_modules.base import DiffusionModule
 from lightning_modules.diffusion.parameterization import Noised
 from lightning_modules.metrics.lpips import lpips
 
-REBUILT = ("attn_mask", "relative_position_index")  # buffers of published files that follow from the configuration
-
 
 class ResShift(DiffusionModule):
-    """Shows the network the low-resolution image.
+    """Shows the network the low-resolution image: in latents as it came (`condition_on: lr`), in pixels enlarged.
 
     Args:
-        condition_on: `lr`, the image as it came, for a network that brings it to the size of the state (in a latent
-            space of the scale's factor they are equal); `up`, enlarged, for pixels.
         perceptual_weight: Weight of an LPIPS term (VGG) between the decoded estimate and the target, as in the journal
             version, which takes 1; 0 leaves it out.
         **diffusion: See `DiffusionModule`.
@@ -26,11 +21,9 @@ class ResShift(DiffusionModule):
 
     perceptual: nn.Module
 
-    def __init__(
-        self, condition_on: Literal["lr", "up"] = "lr", perceptual_weight: float = 0.0, **diffusion: Any
-    ) -> None:
+    def __init__(self, perceptual_weight: float = 0.0, **diffusion: Any) -> None:
         super().__init__(**diffusion)
-        self.condition_on, self.perceptual_weight = condition_on, perceptual_weight
+        self.perceptual_weight = perceptual_weight
 
     def setup(self, stage: str) -> None:
         """Loads LPIPS where training needs it.
@@ -43,19 +36,10 @@ class ResShift(DiffusionModule):
             metric = lpips("vgg", otherwise="train without it: --model.init_args.perceptual_weight 0")
             self.perceptual = metric.net.requires_grad_(False)
 
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """`{image: [B,3,h,w]}`."""
-        return {"image": batch["lr"] if self.condition_on == "lr" else batch["up"]}
-
-    def extra_losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
         """The weighted LPIPS term; its gradient passes the frozen decoder."""
         if self.perceptual_weight == 0:
             return {}
         x0 = self.parameterization.x0(self.process, output, x_t=noised.x_t, anchor=noised.anchor, t=noised.t)
         image = self.space.decode(x0, batch["up"]).clamp(-1, 1)
         return {"lpips": self.perceptual_weight * self.perceptual(image, batch["hr"]).mean()}
-
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The network's weights under their own names, less the prefixes of wrappers and the buffers we rebuild."""
-        plain = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
-        return {f"network.{key}": value for key, value in plain.items() if not key.endswith(REBUILT)}

@@ -1,7 +1,5 @@
 """The RRDB network as a method of its own: an L1 super-resolver, and the pretraining of SRDiff's encoder."""
 
-from collections.abc import Mapping
-
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
@@ -9,9 +7,10 @@ from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from datamodules.batch import Batch
-from lightning_modules.base import SuperResolver, configure, in_memory_format
+from lightning_modules.base import configure, in_memory_format
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.networks.rrdb import RRDBNet
+from lightning_modules.super_resolver import SuperResolver
 
 
 class RRDBRegressor(SuperResolver):
@@ -52,7 +51,3 @@ class RRDBRegressor(SuperResolver):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The configured optimizer; its scheduler counts steps."""
         return configure(self, self.optimizer, self.lr_scheduler)
-
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A published encoder's keys, below `network`."""
-        return {f"network.{key}": value for key, value in state.items()}

@@ -10,15 +10,16 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
-from lightning_modules.base import DiffusionModule, SuperResolver
+from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import asking_for, load_method
-from lightning_modules.diffusion.ppo import Judgement, Loss, Objective
 from lightning_modules.diffusion.samplers import Sampler
-from lightning_modules.diffusion.skip_sampler import PolicyDecider, Skip, SkipSampler
-from lightning_modules.metrics.reward import Reward
-from lightning_modules.networks.skip_policy import SkipPolicy
-from lightning_modules.skip_rollouts import Episodes, Rollouts
-from lightning_modules.skip_table import Decisions, SkipTable
+from lightning_modules.skipping.policy import SkipPolicy
+from lightning_modules.skipping.ppo import Evaluation, Loss, Objective
+from lightning_modules.skipping.reward import Reward
+from lightning_modules.skipping.rollouts import Episodes, Rollouts
+from lightning_modules.skipping.sampler import PolicyDecider, Skip, SkipSampler
+from lightning_modules.skipping.table import Decisions, SkipTable
+from lightning_modules.super_resolver import SuperResolver
 
 SETTLING = 10  # iterations over which the natural scale of the advantage is measured
 
@@ -116,7 +117,7 @@ class SkipDiff(SuperResolver):
 
     def protocol(self) -> str:
         """The sampler's name."""
-        return self.plan.name
+        return self.plan.name(self.base.process)
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """The base's."""
@@ -139,15 +140,10 @@ class SkipDiff(SuperResolver):
             raise ValueError(
                 f"the policy was trained on another base than {self.base_checkpoint}: the weights of its own have the "
                 f"SHA-256 {_hex(stored)}..., these {_hex(self.base_fingerprint)}... Give its own base as "
-                "--model.init_args.base_checkpoint, train a policy for this one, or use it with this one knowingly, as "
-                "the sampler lightning_modules.policy_sampler.PolicySampler"
+                "--model.init_args.base_checkpoint, train a policy for this one, or use it with this one knowingly: "
+                "--config configs/sampler/skip_policy.yaml"
             )
         return super().load_state_dict(state_dict, strict, assign)
-
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A policy's state dict in the released names (`state_encoder.*`, `gru.*`, ...), for the configured base."""
-        own = {name: value for name, value in self.named_buffers() if "." not in name}
-        return {**own, **{f"policy.{key}": value for key, value in state.items()}}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The configured optimizer over the policy."""
@@ -166,7 +162,7 @@ class SkipDiff(SuperResolver):
     def learn(self, episodes: Episodes) -> list[Loss]:
         """All passes over a batch of episodes; the loss of each step."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
-        rewards = torch.zeros_like(episodes.judged.value)
+        rewards = torch.zeros_like(episodes.evaluation.value)
         rewards[-1] = episodes.rewards
         targets = self.objective.targets(rewards, episodes.counted)
         floor = self._advantage_floor(targets, episodes)
@@ -174,10 +170,10 @@ class SkipDiff(SuperResolver):
         for _ in range(self.epochs):
             order = torch.randperm(rewards.shape[1], device=rewards.device)
             for rows in order.tensor_split(self.minibatches):
-                now = Judgement.of(*self.policy.sequence(episodes.observations[:, rows]), episodes.actions[:, rows])
+                now = Evaluation.of(*self.policy.sequence(episodes.observations[:, rows]), episodes.actions[:, rows])
                 loss = self.objective.loss(
                     now,
-                    old_logprob=episodes.judged.logprob[:, rows],
+                    old_logprob=episodes.evaluation.logprob[:, rows],
                     targets=targets[:, rows],
                     counted=episodes.counted[:, rows],
                     floor=floor,
@@ -193,7 +189,7 @@ class SkipDiff(SuperResolver):
     def _advantage_floor(self, targets: Tensor, episodes: Episodes) -> float:
         """A share of the raw advantage's deviation, averaged over the first iterations."""
         if self.advantage_scale[1] < SETTLING:
-            raw = (targets - episodes.judged.value)[episodes.counted]
+            raw = (targets - episodes.evaluation.value)[episodes.counted]
             self.advantage_scale += torch.stack([raw.std(correction=0), raw.new_ones(())])
         return self.advantage_floor * float(self.advantage_scale[0] / self.advantage_scale[1])
 
@@ -203,7 +199,7 @@ class SkipDiff(SuperResolver):
             "loss": last.total,
             "reward": episodes.rewards.mean(),
             "evaluations": episodes.evaluations.float().mean(),
-            "entropy": episodes.judged.entropy[episodes.counted].mean(),
+            "entropy": episodes.evaluation.entropy[episodes.counted].mean(),
             "value_loss": last.value,
             "explained_variance": first.explained_variance,
             "kl": last.kl,

@@ -1,16 +1,14 @@
 """SRDiff: diffusion of the residual, conditioned on the features of a super-resolver (arXiv:2104.14951)."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule, in_memory_format
-from lightning_modules.checkpoint import load_network, rename_prefixes
+from lightning_modules.checkpoint import load_network
 from lightning_modules.diffusion.parameterization import Noised
-from lightning_modules.diffusion.vp import VP
 from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.unet_srdiff import SRDiffUNet
 
@@ -68,18 +66,13 @@ class SRDiff(DiffusionModule):
                 "false"
             )
 
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
+    def condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
         """`{features: [B,d,H,W]}`, projected once; with the network's `up_input`, `{up: [B,3,H,W]}` beside it."""
         condition = {"features": self.network.project(self.encoder.features(batch["lr"]))}
         return {**condition, "up": batch["up"]} if self.network.up_proj is not None else condition
 
-    def extra_losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
         """The encoder's own L1 loss, where it counts."""
         if not self.encoder_loss:
             return {}
         return {"encoder_l1": self.encoder_loss * l1_loss(self.encoder(batch["lr"]).float(), batch["hr"])}
-
-    def adapt_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`denoise_fn.*` to `network.*`, `rrdb.*` to `encoder.*`; the schedule must be the configured one."""
-        rest = cast(VP, self.process).schedule.without_table(state)
-        return rename_prefixes(rest, {"denoise_fn.": "network.", "rrdb.": "encoder."})

@@ -8,9 +8,10 @@ import torch
 import yaml
 
 from datamodules.batch import Batch
-from lightning_modules.base import DiffusionModule, SuperResolver
+from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError, write_checkpoint
 from lightning_modules.cli import CONFIGS, configured_model
+from lightning_modules.super_resolver import SuperResolver
 from tests.tiny.experiments import tiny_overlays
 
 PIXELS = ["sr3", "sr3_yoda", "resshift_pixel", "dossr_pixel", "relay_x4", "edm"]

@@ -25,11 +25,11 @@ from torch import Tensor
 from callbacks.image_metrics import full_reference_scores
 from datamodules.batch import Batch, to_pixels
 from datamodules.folder import Folder
-from lightning_modules.base import SuperResolver
 from lightning_modules.checkpoint import load_method
 from lightning_modules.cli import run
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.samplers import DDIM, Ancestral, DPMSolverPlusPlus, Sampler
+from lightning_modules.super_resolver import SuperResolver
 
 HERE = Path(__file__).parent
 EVALUATIONS = (1, 5, 10, 50)

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_modules.diffusion.region import Region, Yoda
 from torch import Tensor
 
 from datamodules.batch import Batch
-from lightning_modules.base import pad_to_stride, stable_seed
 from lightning_modules.checkpoint import CheckpointError, load_method, read_checkpoint
 from lightning_modules.diffusion.parameterization import Clean, Epsilon
-from lightning_modules.diffusion.region import Region, Yoda
+from lightning_modules.diffusion.randomness import stable_seed
 from lightning_modules.diffusion.samplers import DDIM, Ancestral
 from lightning_modules.diffusion.schedules import Cosine
 from lightning_modules.diffusion.space import Residual
@@ -20,6 +20,7 @@ from lightning_modules.networks.attention_maps import Constant, Sobel
 from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.unet_srdiff import SRDiffUNet
 from lightning_modules.srdiff import SRDiff
+from lightning_modules.super_resolver import pad_to_stride
 
 
 def srdiff(region: Region | None = None, **options: Any) -> SRDiff:

@@ -11,11 +11,11 @@ from PIL import Image
 from callbacks.prediction_writer import PredictionWriter
 from datamodules.batch import Batch, make_batch
 from datamodules.seeds import Seeds
-from lightning_modules.base import SuperResolver
 from lightning_modules.cascade import Cascade
 from lightning_modules.checkpoint import CheckpointError, build, load_method, write_checkpoint
 from lightning_modules.cli import CONFIGS, run
 from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
+from lightning_modules.super_resolver import SuperResolver
 
 DIFFUSION = "lightning_modules.diffusion"
 

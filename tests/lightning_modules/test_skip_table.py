@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from lightning_modules.diffusion.skip_sampler import Pattern, PolicyDecider, SkipSampler
-from lightning_modules.networks.skip_policy import SkipPolicy
-from lightning_modules.skip_table import Decisions, SkipTable
+from lightning_modules.skipping.policy import SkipPolicy
+from lightning_modules.skipping.sampler import Pattern, PolicyDecider, SkipSampler
+from lightning_modules.skipping.table import Decisions, SkipTable
 
 REWARDS = torch.tensor([0.5, 2.0, 1.0])  # of three images, under the policy
 PLAN = SkipSampler(Pattern([True] * 5), 4, 20)

@@ -16,15 +16,15 @@ from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError, import_published, load_method, write_checkpoint
 from lightning_modules.diffusion.parameterization import Clean
-from lightning_modules.diffusion.ppo import Objective
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.samplers import Ancestral
-from lightning_modules.diffusion.skip_sampler import Pattern, SkipBranches
 from lightning_modules.diffusion.space import Pixels
-from lightning_modules.metrics.reward import MetricTerm, Reward
-from lightning_modules.networks.skip_policy import SkipPolicy
-from lightning_modules.policy_sampler import PolicySampler
 from lightning_modules.skipdiff import SkipDiff
+from lightning_modules.skipping.policy import SkipPolicy
+from lightning_modules.skipping.policy_sampler import PolicySampler
+from lightning_modules.skipping.ppo import Objective
+from lightning_modules.skipping.reward import MetricTerm, Reward
+from lightning_modules.skipping.sampler import Pattern, SkipBranches
 
 RULE = (1, 0, 0, 1, 1, 0, 1, 0, 1)
 GAIN = 0.05  # what a step adds to the image
@@ -245,12 +245,12 @@ def test_images_without_a_finite_reward_are_left_out(base: Any) -> None:
 def config_of(checkpoint: str, **arguments: Any) -> dict[str, Any]:
     """The model's part of a config file."""
     mae = {"class_path": "torchmetrics.MeanAbsoluteError"}
-    term = {"class_path": "lightning_modules.metrics.reward.MetricTerm", "init_args": {"metric": mae}}
+    term = {"class_path": "lightning_modules.skipping.reward.MetricTerm", "init_args": {"metric": mae}}
     policy = {"channels": [4, 4], "kernels": [5, 3], "resize": 16, "hidden": 32, "norm": "none"}
     given = {
         "base_checkpoint": checkpoint,
-        "policy": {"class_path": "lightning_modules.networks.skip_policy.SkipPolicy", "init_args": policy},
-        "reward": {"class_path": "lightning_modules.metrics.reward.Reward", "init_args": {"terms": [term]}},
+        "policy": {"class_path": "lightning_modules.skipping.policy.SkipPolicy", "init_args": policy},
+        "reward": {"class_path": "lightning_modules.skipping.reward.Reward", "init_args": {"terms": [term]}},
         **arguments,
     }
     return {"model": {"class_path": "lightning_modules.skipdiff.SkipDiff", "init_args": given}}

@@ -9,15 +9,15 @@ from torchmetrics import Metric
 
 from datamodules.batch import Batch
 from lightning_modules.diffusion.parameterization import Epsilon
-from lightning_modules.diffusion.ppo import Judgement, Loss, Objective, discounted_returns
 from lightning_modules.diffusion.samplers import Ancestral
 from lightning_modules.diffusion.schedules import Cosine
-from lightning_modules.diffusion.skip_sampler import Pattern, PolicyDecider, SkipSampler
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import VP
-from lightning_modules.metrics.reward import MetricTerm, Reward
-from lightning_modules.networks.skip_policy import SkipPolicy
 from lightning_modules.networks.unet_sr3 import SR3UNet
+from lightning_modules.skipping.policy import SkipPolicy
+from lightning_modules.skipping.ppo import Judgement, Loss, Objective, discounted_returns
+from lightning_modules.skipping.reward import MetricTerm, Reward
+from lightning_modules.skipping.sampler import Pattern, PolicyDecider, SkipSampler
 from lightning_modules.sr3 import SR3
 from tests.parity.harness import Comparison, Fixture
 

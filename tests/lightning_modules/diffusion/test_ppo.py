@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.ppo import Judgement, Objective, discounted_returns, standardize
+from lightning_modules.skipping.ppo import Judgement, Objective, discounted_returns, standardize
 
 
 def decisions(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

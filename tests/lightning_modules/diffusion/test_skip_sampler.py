@@ -8,7 +8,9 @@ from torch import Tensor
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.samplers import Ancestral
 from lightning_modules.diffusion.schedules import Cosine, ScaledLinear
-from lightning_modules.diffusion.skip_sampler import (
+from lightning_modules.diffusion.vp import VP, DomainShift
+from lightning_modules.skipping.policy import SkipPolicy
+from lightning_modules.skipping.sampler import (
     Decider,
     Pattern,
     PolicyDecider,
@@ -16,8 +18,6 @@ from lightning_modules.diffusion.skip_sampler import (
     SkipSampler,
     SubsetSearch,
 )
-from lightning_modules.diffusion.vp import VP, DomainShift
-from lightning_modules.networks.skip_policy import SkipPolicy
 
 SKIPS = ("respaced", "keep", "reset")
 

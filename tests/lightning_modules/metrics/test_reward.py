@@ -7,8 +7,8 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError, Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure, TotalVariation
 
-import lightning_modules.metrics.reward as reward_module
-from lightning_modules.metrics.reward import LPIPS, PSNRY, MetricTerm, Reward, Term
+import lightning_modules.skipping.reward as reward_module
+from lightning_modules.skipping.reward import LPIPS, PSNRY, MetricTerm, Reward, Term
 
 
 def pictures() -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.networks.skip_policy import SkipPolicy
+from lightning_modules.skipping.policy import SkipPolicy
 
 
 def published() -> SkipPolicy:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.networks.tiling import starts, tiled, windows
+from lightning_modules.diffusion.tiling import starts, tiled, windows
 
 
 @pytest.mark.parametrize(("length", "tile", "overlap"), [(5, 8, 2), (8, 8, 2), (9, 8, 2), (40, 16, 8), (41, 16, 0)])

@@ -1,33 +1,24 @@
 """SkipDiff's sampling: a coarse chain close to the clean image, then fine steps of which each image skips some."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.ppo import Judgement
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.process import Process
-from lightning_modules.diffusion.samplers import AfterStep, Ancestral, Denoise
+from lightning_modules.diffusion.randomness import KeyedNoise, Randn
+from lightning_modules.diffusion.samplers import AfterStep, Ancestral
+from lightning_modules.skipping.policy import SkipPolicy
+from lightning_modules.skipping.ppo import Evaluation
 
 SKIP = 1
 """The policy's action that skips a step; 0 runs it."""
 
 Skip = Literal["respaced", "keep", "reset"]
-
-
-class Policy(Protocol):
-    """What decisions are asked of; `networks.skip_policy.SkipPolicy` is one."""
-
-    def observe(self, x: Tensor) -> Tensor:
-        """What it reads of states `[B,C,H,W]`."""
-
-    def initial_state(self, batch_size: int, device: torch.device) -> Tensor:
-        """Its memory before the first decision."""
-
-    def step(self, observation: Tensor, state: Tensor, decision: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits `[B,2]` of [run, skip], value `[B]`, next memory."""
 
 
 class Decider(ABC):
@@ -85,7 +76,7 @@ class PolicyDecider(Decider):
         greedy: Take the likelier action instead of drawing one from the global generator.
     """
 
-    def __init__(self, policy: Policy, greedy: bool) -> None:
+    def __init__(self, policy: SkipPolicy, greedy: bool) -> None:
         super().__init__()
         self.policy, self.greedy = policy, greedy
 
@@ -115,9 +106,9 @@ class PolicyDecider(Decider):
             return logits.argmax(dim=-1)
         return torch.multinomial(logits.softmax(dim=-1), 1)[:, 0]
 
-    def judgement(self) -> Judgement:
-        """What the policy thought of its decisions, each `[K,B]`."""
-        return Judgement.of(torch.stack(self.logits), torch.stack(self.values), torch.stack(self.actions))
+    def evaluation(self) -> Evaluation:
+        """The policy's own view of its decisions, each `[K,B]`."""
+        return Evaluation.of(torch.stack(self.logits), torch.stack(self.values), torch.stack(self.actions))
 
 
 class SkipSampler(Ancestral):
@@ -154,9 +145,8 @@ class SkipSampler(Ancestral):
         self.decider, self.coarse_steps, self.fine_steps = decider, coarse_steps, fine_steps
         self.skip, self.start = skip, start
 
-    @property
-    def name(self) -> str:
-        """What results say of it, "skip-respaced-10-100"."""
+    def name(self, process: Process) -> str:
+        """What results call it, "skip-respaced-10-100"."""
         return f"skip-{self.skip}-{self.coarse_steps}-{self.fine_steps}"
 
     def grid(self, process: Process) -> Tensor:
@@ -182,17 +172,18 @@ class SkipSampler(Ancestral):
         try:
             coarse, fine = process.grid(self.coarse_steps)[:-1], process.grid(self.fine_steps)[-self.decisions - 1 :]
         except ValueError as error:
-            raise ValueError(f"{self._misfit(process)}: {error}") from error
+            raise ValueError(f"{self._does_not_fit(process)}: {error}") from error
         start = float(coarse[0]) if self.start is None else self.start
         if abs(float(coarse[-1] - fine[0])) > 1e-9 or not float(coarse[1]) < start <= float(coarse[0]):
             raise ValueError(
-                f"{self._misfit(process)}: the coarse chain ends at t = {float(coarse[-1]):.4g} and the fine steps "
-                f"begin at t = {float(fine[0]):.4g}; start must lie in ({float(coarse[1]):.4g}, {float(coarse[0]):.4g}]"
+                f"{self._does_not_fit(process)}: the coarse chain ends at t = {float(coarse[-1]):.4g} and the fine "
+                f"steps begin at t = {float(fine[0]):.4g}; start must lie in "
+                f"({float(coarse[1]):.4g}, {float(coarse[0]):.4g}]"
             )
         coarse[0] = start
         return coarse, fine
 
-    def _misfit(self, process: Process) -> str:
+    def _does_not_fit(self, process: Process) -> str:
         table = "" if process.steps is None else f" of {process.steps} steps"
         return (
             f"coarse_steps: {self.coarse_steps} and fine_steps: {self.fine_steps} do not fit the base's process "
@@ -200,56 +191,84 @@ class SkipSampler(Ancestral):
         )
 
     def __call__(
-        self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
+        self, denoiser: Denoiser, randn: Randn = torch.randn_like, after_step: AfterStep | None = None
     ) -> Tensor:
         """See `Sampler.__call__`."""
-        step = self.prepare(denoise, process, anchor, after_step)
-        return self.refine(self.decider, step)
+        return self.refine(self.decider, self.prepare(denoiser, randn, after_step))
 
-    def prepare(self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None) -> "FineSteps":
+    def prepare(self, denoiser: Denoiser, randn: Randn, after_step: AfterStep | None) -> "FineSteps":
         """Runs the coarse chain; what comes back takes the fine steps from its end."""
-        entry = self.approximate(denoise, process, anchor, after_step)
-        return FineSteps(self, entry, denoise, process, anchor, after_step)
+        coarse, fine = self.times(denoiser.process)
+        entry = self.follow(coarse, denoiser, randn, after_step)
+        return FineSteps(self.skip, fine, entry, denoiser, randn, after_step)
 
-    def approximate(self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None) -> Tensor:
-        """The state at the end of the coarse chain, `[B,C,H,W]`."""
-        coarse, _ = self.times(process)
-        return self.follow(coarse, denoise, process, anchor, after_step)
-
-    def refine(self, decider: Decider, step: "FineSteps") -> Tensor:
+    def refine(self, decider: Decider, steps: "FineSteps") -> Tensor:
         """The clean state `[B,C,H,W]` to which the decider's choices lead."""
-        x, level = step.entry, step.times[0].expand(step.entry.shape[0])
+        x, level = steps.entry, steps.times[0].expand(steps.entry.shape[0])
         decider.begin(x)
         for decision in range(self.decisions):
             run = decider.decide(decision, x, forced=decision == self.decisions - 1)
-            x, level = step(x, level, decision, run)
+            x, level = steps(x, level, decision, run)
         return x
 
+    def visit_subsets(self, steps: "FineSteps", visit: Callable[[Sequence[bool], Tensor], None]) -> None:
+        """Visits the result of every fixed set of skipped steps, with the same noise; shared beginnings are run once.
 
+        That is 2^K - 1 evaluations of the network for K decisions, and K (K + 1) / 2 with `reset`, where only the last
+        skip matters.
+
+        Args:
+            steps: The fine steps of a batch; their noise must come from `KeyedNoise`, which can be drawn again.
+            visit: Called with which decisions ran, K booleans, and the clean state `[B,C,H,W]`.
+        """
+
+        def descend(steps: FineSteps, x: Tensor, level: Tensor, ran: list[bool]) -> None:
+            if len(ran) == self.decisions:
+                visit(ran, x)
+                return
+
+            # The last decision is forced; with `reset` a skip after a step leads where skipping all led.
+            if len(ran) < self.decisions - 1 and not (self.skip == "reset" and any(ran)):
+                forked = steps.fork()
+                skipped = forked(x, level, len(ran), torch.zeros_like(level, dtype=torch.bool))
+                descend(forked, *skipped, [*ran, False])
+
+            moved = steps(x, level, len(ran), torch.ones_like(level, dtype=torch.bool))
+            descend(steps, *moved, [*ran, True])
+
+        descend(steps, steps.entry, steps.times[0].expand(steps.entry.shape[0]), [])
+
+
+@dataclass(frozen=True)
 class FineSteps:
     """The fine steps of one batch.
 
-    Args:
-        plan: The sampler.
+    Attributes:
+        skip: See `SkipSampler`.
+        times: Of the steps, float64 `[K + 1]`, falling to 0.
         entry: The end of the coarse chain, `[B,C,H,W]`.
-        denoise: See `Sampler.__call__`.
-        process: The same.
-        anchor: The same.
-        after_step: The same.
+        denoiser: The estimate of the clean state.
+        randn: Source of fresh noise.
+        after_step: Called after each step.
     """
 
-    def __init__(
-        self,
-        plan: SkipSampler,
-        entry: Tensor,
-        denoise: Denoise,
-        process: Process,
-        anchor: Tensor,
-        after_step: AfterStep | None,
-    ) -> None:
-        self.skip, self.times = plan.skip, plan.times(process)[1].to(entry.device)
-        self.entry, self.denoise, self.process = entry, denoise, process
-        self.anchor, self.after_step = anchor, after_step
+    skip: Skip
+    times: Tensor
+    entry: Tensor
+    denoiser: Denoiser
+    randn: Randn
+    after_step: AfterStep | None
+
+    def fork(self) -> Self:
+        """The steps once more, with the same noise from here on.
+
+        Raises:
+            TypeError: the noise comes from a source that cannot be drawn again.
+        """
+        if not isinstance(self.randn, KeyedNoise):
+            raise TypeError("only noise of KeyedNoise can be drawn again")
+        after_step = None if self.after_step is None else self.after_step.fork()
+        return type(self)(self.skip, self.times, self.entry, self.denoiser, self.randn.fork(), after_step)
 
     def __call__(self, x: Tensor, level: Tensor, decision: int, run: Tensor) -> tuple[Tensor, Tensor]:
         """One step for the images that run.
@@ -258,18 +277,20 @@ class FineSteps:
             x: States, `[B,C,H,W]`.
             level: The time that each image stands at, `[B]`.
             decision: Index of the step.
-            run: Who runs, boolean `[B]`.
+            run: Which images run, boolean `[B]`.
 
         Returns:
             The next states and times.
         """
         clock = self.times[decision].expand(x.shape[0])
         t = level if self.skip == "respaced" else clock
-        s = torch.where(run, self.times[decision + 1], t)
+        s = torch.where(run.to(t.device), self.times[decision + 1], t)
+
         x0 = self._estimate(x, t, run)
-        moved = self.process.step(x, x0=x0, anchor=self.anchor, t=t, s=s, eta=1)
+        moved = self.denoiser.process.step(x, x0=x0, anchor=self.denoiser.anchor, t=t, s=s, eta=1.0, randn=self.randn)
         if self.after_step is not None:
             moved = self.after_step(moved, t=t, s=s)
+
         stay = self.entry if self.skip == "reset" else x
         return torch.where(run.view(-1, 1, 1, 1), moved, stay), s
 
@@ -277,86 +298,7 @@ class FineSteps:
         """The clean states of the images that run; the others' states, unused, in the other rows."""
         rows = run.nonzero()[:, 0]
         if len(rows) == len(run):
-            return self.denoise(x, t)
+            return self.denoiser(x, t)
         if len(rows) == 0:
             return x
-        return x.index_copy(0, rows, self.denoise(x[rows], t[rows], rows))
-
-
-class SkipBranches(SkipSampler):
-    """Runs the coarse chain once and refines it under several deciders with the same noise.
-
-    Attributes:
-        states: Clean states of the last run by the decider's name, `[B,C,H,W]`.
-
-    Args:
-        deciders: By name; the last one's state is the sampler's.
-        plan: The sampler whose chains are run.
-    """
-
-    def __init__(self, deciders: Mapping[str, Decider], plan: SkipSampler) -> None:
-        super().__init__(plan.decider, plan.coarse_steps, plan.fine_steps, plan.skip, plan.start)
-        self.deciders = deciders
-        self.states: dict[str, Tensor] = {}
-
-    def __call__(
-        self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
-    ) -> Tensor:
-        """See `Sampler.__call__`."""
-        step = self.prepare(denoise, process, anchor, after_step)
-        for name, decider in self.deciders.items():
-            with process.rewinding():
-                self.states[name] = self.refine(decider, step)
-        return self.states[name]
-
-
-class Finished(Ancestral):
-    """Takes no step: what a method makes of a clean state that was sampled before.
-
-    Args:
-        state: The clean state, `[B,C,H,W]`.
-    """
-
-    def __init__(self, state: Tensor) -> None:
-        super().__init__(steps=1)
-        self.state = state
-
-    def __call__(
-        self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
-    ) -> Tensor:
-        """The state."""
-        return self.state
-
-
-class SubsetSearch(SkipSampler):
-    """Visits the result of every fixed set of skipped steps, with the same noise; shared beginnings are run once.
-
-    That is 2^K - 1 evaluations of the network for K decisions, and K (K + 1) / 2 with `reset`, where only the last skip
-    matters.
-
-    Args:
-        visit: Called with which decisions ran, K booleans, and the clean state `[B,C,H,W]`.
-        plan: The sampler whose chains are run.
-    """
-
-    def __init__(self, visit: Callable[[Sequence[bool], Tensor], None], plan: SkipSampler) -> None:
-        super().__init__(plan.decider, plan.coarse_steps, plan.fine_steps, plan.skip, plan.start)
-        self.visit = visit
-
-    def __call__(
-        self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
-    ) -> Tensor:
-        """See `Sampler.__call__`; returns the state of the image that runs every step."""
-        step = self.prepare(denoise, process, anchor, after_step)
-        return self._descend(step, step.entry, step.times[0].expand(step.entry.shape[0]), [])
-
-    def _descend(self, step: FineSteps, x: Tensor, level: Tensor, ran: list[bool]) -> Tensor:
-        if len(ran) == self.decisions:
-            self.visit(ran, x)
-            return x
-        if len(ran) < self.decisions - 1 and not (self.skip == "reset" and any(ran)):
-            with step.process.rewinding():
-                skipped = step(x, level, len(ran), torch.zeros_like(level, dtype=torch.bool))
-                self._descend(step, *skipped, [*ran, False])
-        moved = step(x, level, len(ran), torch.ones_like(level, dtype=torch.bool))
-        return self._descend(step, *moved, [*ran, True])
+        return x.index_copy(0, rows, self.denoiser.select(rows)(x[rows], t[rows.to(t.device)]))

@@ -6,7 +6,7 @@ from torch import Tensor
 from lightning_modules.diffusion.process import Tabulated, expand
 
 
-class ResShift(Tabulated):
+class ResidualShift(Tabulated):
     """`x_t = x0 + shift_t (anchor - x0) + kappa sqrt(shift_t) noise`.
 
     `sqrt(shift)` is geometric in a warped time, Eq. 9-10 of the paper: entry k + 1 is
@@ -54,15 +54,12 @@ class ResShift(Tabulated):
         """`kappa sqrt(shift_t)`."""
         return self.kappa * self.shift(t).sqrt()
 
-    def fresh_std(self, t: Tensor, s: Tensor) -> Tensor:
-        """Standard deviation of `q(x_s | x_t, x0, anchor)`, Eq. 6-7 of the paper for any s < t."""
+    def kept_and_fresh(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise of `q(x_s | x_t, x0, anchor)` (Eq. 6-7, for any s < t), and what it leaves of the old."""
         shift_t, shift_s = self.shift(t), self.shift(s)
-        return self.kappa * (shift_s / torch.where(shift_t > 0, shift_t, 1.0) * (shift_t - shift_s)).clamp(min=0).sqrt()
-
-    def kept_std(self, t: Tensor, s: Tensor) -> Tensor:
-        """See `Process.kept_std`."""
-        shift_t = self.shift(t)
-        return self.kappa * self.shift(s) / torch.where(shift_t > 0, shift_t, 1.0).sqrt()
+        divisor = torch.where(shift_t > 0, shift_t, 1.0)
+        fresh = (shift_s / divisor * (shift_t - shift_s)).clamp(min=0).sqrt()
+        return self.kappa * shift_s / divisor.sqrt(), self.kappa * fresh
 
     def start(self, *, anchor: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The degraded image with the noise of `t`: the shift is taken as complete, as the paper samples."""

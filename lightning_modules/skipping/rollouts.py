@@ -1,4 +1,4 @@
-"""Batches that are sampled with skipped steps, paid, and compared with other ways to skip."""
+"""Batches that are sampled with skipped steps, rewarded, and compared with other ways to skip."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,19 +8,12 @@ from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.diffusion.ppo import Judgement
-from lightning_modules.diffusion.skip_sampler import (
-    Decider,
-    Finished,
-    Pattern,
-    PolicyDecider,
-    SkipBranches,
-    SkipSampler,
-    SubsetSearch,
-)
-from lightning_modules.metrics.reward import Reward
-from lightning_modules.networks.skip_policy import SkipPolicy
-from lightning_modules.skip_table import SkipTable
+from lightning_modules.skipping.policy import SkipPolicy
+from lightning_modules.skipping.ppo import Evaluation
+from lightning_modules.skipping.reward import Reward
+from lightning_modules.skipping.sampler import Decider, Pattern, PolicyDecider, SkipSampler
+from lightning_modules.skipping.table import SkipTable
+from lightning_modules.super_resolver import trimmed
 
 
 @dataclass(frozen=True)
@@ -29,7 +22,7 @@ class Episodes:
 
     observations: Tensor  # [K,B,C,h,w]
     actions: Tensor
-    judged: Judgement
+    evaluation: Evaluation
     ran: Tensor
     counted: Tensor  # decisions that the policy answers for
     rewards: Tensor  # of the images, [B]; 0 where there is none
@@ -50,13 +43,11 @@ class Rollouts:
 
     def images(self, batch: Batch, deciders: Mapping[str, Decider]) -> dict[str, Tensor]:
         """Images `[B,3,H,W]` in [-1, 1] by decider, all from one coarse chain and the same noise."""
-        branches = SkipBranches(deciders, self.plan)
-        self.base.super_resolve(batch, branches)
-        return {name: self.decode(batch, state) for name, state in branches.states.items()}
-
-    def decode(self, batch: Batch, state: Tensor) -> Tensor:
-        """The image `[B,3,H,W]` in [-1, 1] that the base makes of a clean state."""
-        return self.base.super_resolve(batch, Finished(state))
+        with self.base.sampling(batch) as padded:
+            started, denoiser, randn, fill = self.base.prepare(padded)
+            steps = self.plan.prepare(denoiser, randn, fill)
+            states = {name: self.plan.refine(decider, steps.fork()) for name, decider in deciders.items()}
+            return {name: trimmed(self.base.decode(state, started), batch) for name, state in states.items()}
 
     @torch.no_grad()
     def play(self, batch: Batch, policy: SkipPolicy, count_forced: bool) -> Episodes:
@@ -80,7 +71,7 @@ class Rollouts:
         return Episodes(
             observations=torch.stack(decider.observations),
             actions=torch.stack(decider.actions),
-            judged=decider.judgement(),
+            evaluation=decider.evaluation(),
             ran=ran,
             counted=counted,
             rewards=torch.where(rewarded, paid["reward"], 0.0),
@@ -109,12 +100,16 @@ class Rollouts:
         for name, decider in {"policy": chosen, **deciders}.items():
             table.add(name, self._paid(measured[name], self.plan.evaluations(decider), all_run))
 
-        def visit(subset: Sequence[bool], state: Tensor) -> None:
-            measurements = self.reward.measure(self.decode(batch, state), batch["hr"])
-            evaluations = torch.full_like(all_run, self.plan.coarse_steps - 1 + sum(subset))
-            table.add_subset(subset, self._paid(measurements, evaluations, all_run))
+        with self.base.sampling(batch) as padded:
+            started, denoiser, randn, fill = self.base.prepare(padded)
 
-        self.base.super_resolve(batch, SubsetSearch(visit, self.plan))
+            def visit(subset: Sequence[bool], state: Tensor) -> None:
+                image = trimmed(self.base.decode(state, started), batch)
+                evaluations = torch.full_like(all_run, self.plan.coarse_steps - 1 + sum(subset))
+                measurements = self.reward.measure(image, batch["hr"])
+                table.add_subset(subset, self._paid(measurements, evaluations, all_run))
+
+            self.plan.visit_subsets(self.plan.prepare(denoiser, randn, fill), visit)
         table.images += len(sr)
 
     def _paid(self, measured: dict[str, Tensor], evaluations: Tensor, all_run: Tensor) -> dict[str, Tensor]:

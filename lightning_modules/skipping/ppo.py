@@ -35,7 +35,7 @@ def standardize(values: Tensor, counted: Tensor, *, correction: int, eps: float,
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Evaluation:
     """What the current policy says about recorded decisions: each `[K,B]`."""
 
     logprob: Tensor
@@ -43,7 +43,7 @@ class Judgement:
     value: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, value: Tensor, actions: Tensor) -> "Judgement":
+    def of(cls, logits: Tensor, value: Tensor, actions: Tensor) -> "Evaluation":
         """From logits `[K,B,A]`, values `[K,B]` and the actions `[K,B]` that were taken."""
         logprobs = logits.log_softmax(-1)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
@@ -102,12 +102,12 @@ class Objective:
         return standardize(raw, counted, correction=0, eps=1e-8, floor=floor)
 
     def loss(
-        self, now: Judgement, *, old_logprob: Tensor, targets: Tensor, counted: Tensor, floor: float = 0.0
+        self, now: Evaluation, *, old_logprob: Tensor, targets: Tensor, counted: Tensor, floor: float = 0.0
     ) -> Loss:
         """The clipped loss over the counted decisions.
 
         Args:
-            now: the current policy's judgement of the recorded decisions.
+            now: the current policy's evaluation of the recorded decisions.
             old_logprob: `[K,B]`, log-probabilities at the time of the rollout.
             targets: `[K,B]`, from `targets`.
             counted: `[K,B]` boolean: decisions that enter policy, value and entropy terms.

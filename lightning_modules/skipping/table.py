@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, distributed
 
-from lightning_modules.diffusion.skip_sampler import PolicyDecider, SkipSampler
+from lightning_modules.skipping.sampler import PolicyDecider, SkipSampler
 
 POLICY, STATIC = "policy", "best static subset"
 Item = TypeVar("Item")
@@ -31,7 +31,7 @@ class Decisions:
 
     def note(self, decider: PolicyDecider) -> None:
         """Adds the decider's last run."""
-        self.noted.append((torch.stack(decider.ran).cpu(), decider.judgement().entropy.cpu()))
+        self.noted.append((torch.stack(decider.ran).cpu(), decider.evaluation().entropy.cpu()))
 
     def summary(self, plan: SkipSampler) -> dict[str, Tensor]:
         """Mean and histogram of evaluations, run rates, entropy, over all processes; forgets what was noted."""
@@ -109,8 +109,8 @@ class SkipTable:
         wins = f"wins: it is paid {-ahead:.4g} more than" if ahead < 0 else "is paid as much as"
         return (
             f"The best static subset ({best}) {wins} the policy. It needs none: give "
-            "lightning_modules.diffusion.skip_sampler.SkipSampler as the sampler, with the decider "
-            f"lightning_modules.diffusion.skip_sampler.Pattern, runs: [{runs}]."
+            "lightning_modules.skipping.sampler.SkipSampler as the sampler, with the decider "
+            f"lightning_modules.skipping.sampler.Pattern, runs: [{runs}]."
         )
 
     def print(self) -> None:

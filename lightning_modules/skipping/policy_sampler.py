@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from lightning_modules.checkpoint import CheckpointError, asking_for, model_config, read_checkpoint
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.process import Process
-from lightning_modules.diffusion.samplers import AfterStep, Denoise
-from lightning_modules.diffusion.skip_sampler import PolicyDecider, SkipSampler
-from lightning_modules.networks.skip_policy import SkipPolicy
+from lightning_modules.diffusion.randomness import Randn
+from lightning_modules.diffusion.samplers import AfterStep
+from lightning_modules.skipping.policy import SkipPolicy
+from lightning_modules.skipping.sampler import PolicyDecider, SkipSampler
 
 SKIPDIFF = "lightning_modules.skipdiff.SkipDiff"
 
@@ -54,8 +56,8 @@ class PolicySampler(SkipSampler):
         return coarse, fine
 
     def __call__(
-        self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
+        self, denoiser: Denoiser, randn: Randn = torch.randn_like, after_step: AfterStep | None = None
     ) -> Tensor:
         """See `Sampler.__call__`."""
-        self.policy.to(anchor.device)
-        return super().__call__(denoise, process, anchor, after_step)
+        self.policy.to(denoiser.anchor.device)
+        return super().__call__(denoiser, randn, after_step)

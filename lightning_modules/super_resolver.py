@@ -1,0 +1,202 @@
+"""What callbacks and commands rely on: a module that enlarges a batch of low-resolution images."""
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+from torch.nn.functional import pad
+
+from datamodules.batch import Batch
+from lightning_modules.diffusion.randomness import seed_training_step, seeded
+from lightning_modules.diffusion.samplers import Sampler
+
+
+class SuperResolver(LightningModule, ABC):
+    """Everything that callbacks, commands and SkipDiff rely on.
+
+    A subclass says how a batch is enlarged. Padding to the network's stride, the noise of each image, what the loops
+    return and what a checkpoint holds are settled here.
+    """
+
+    draws: int = 1  # of each image in prediction
+    keeps_frozen: tuple[str, ...] = ()  # frozen sub-modules that a checkpoint must hold, having no source of their own
+
+    @property
+    def stride(self) -> int:
+        """Height and width of the images that `enlarge` is given are multiples of it."""
+        return 1
+
+    @property
+    def smallest(self) -> int:
+        """Pixels that an enlarged image must have on each side; less would be mostly padding."""
+        return self.stride
+
+    @abstractmethod
+    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
+        """`[B,3,H,W]` for a batch whose H and W are multiples of `stride`; noise only from this image's generators."""
+
+    @abstractmethod
+    def protocol(self) -> str:
+        """How images are drawn, as results name it: "ddim-10"."""
+
+    def preview(self, batch: Batch) -> dict[str, Tensor]:
+        """Further pictures for the sample grid, `[B,1 or 3,H,W]` in [0, 1], by title."""
+        return {}
+
+    def super_resolve(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
+        """Enlarges the low-resolution images of a batch.
+
+        Args:
+            batch: Only `lr`, `up`, `key` (and `attention`, where present) are read. The result is a function of each
+                image and its key: not of its batch, its rank or the global random state.
+            sampler: Replaces the configured one.
+
+        Returns:
+            `[B,3,H,W]` in [-1, 1].
+
+        Raises:
+            ValueError: the images are smaller than `smallest`.
+        """
+        with self.sampling(batch) as padded:
+            return trimmed(self.enlarge(padded, sampler), batch)
+
+    @contextlib.contextmanager
+    def sampling(self, batch: Batch) -> Iterator[Batch]:
+        """Inside, images are sampled: without gradients, under random numbers that follow from the images' keys.
+
+        Yields:
+            The batch, padded to the network's stride; `trimmed` cuts the results.
+
+        Raises:
+            ValueError: the images are smaller than `smallest`.
+        """
+        height, width = batch["up"].shape[-2:]
+        if min(height, width) < self.smallest:
+            raise ValueError(
+                f"{', '.join(batch['key'])}: enlarged to {width}x{height} pixels, the image is smaller than the "
+                f"{self.smallest} pixels that the network needs on each side; use a larger image"
+            )
+        with torch.no_grad(), seeded(batch["key"]):
+            yield pad_to_stride(batch, self.stride)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """See `seed_training_step`."""
+        seed_training_step(rank=self.global_rank, batches=self.trainer.fit_loop.total_batch_idx)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """`{"sr": [B,3,H,W], "panels": {title: [B,C,H,W] in [0, 1]}}`; callbacks make scores and pictures of it."""
+        return {"sr": self.super_resolve(batch), "panels": self.preview(batch)}
+
+    def test_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """As `validation_step`."""
+        return self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """`{"sr": [B,3,H,W]}`, for the prediction writer; of several draws, their mean and `{"std": [B,3,H,W]}`."""
+        if self.draws == 1:
+            return {"sr": self.super_resolve(batch)}
+
+        # Welford's running mean and sum of squares: the draws are not kept.
+        mean, squares = self.super_resolve(batch), torch.zeros_like(batch["up"])
+        for draw in range(1, self.draws):
+            difference = self.super_resolve(other_draw(batch, draw)) - mean
+            mean = mean + difference / (draw + 1)
+            squares = squares + difference**2 * draw / (draw + 1)
+        return {"sr": mean, "std": (squares / (self.draws - 1)).sqrt()}
+
+    def frozen_keys(self) -> set[str]:
+        """Entries of the state dict that checkpoints leave out: those of wholly frozen sub-modules."""
+        frozen: set[str] = set()
+        for name, module in self.named_modules():
+            kept = any(name == prefix or name.startswith(f"{prefix}.") for prefix in self.keeps_frozen)
+            parameters = list(module.parameters())
+            if name and not kept and parameters and not any(parameter.requires_grad for parameter in parameters):
+                frozen.update(f"{name}.{key}" for key in module.state_dict())
+        return frozen
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out frozen weights, which come from their own source, and arguments that are objects.
+
+        The command describes a model by plain values, from which it is rebuilt. A model made in Python is described by
+        its parts themselves, which no safe reader would load.
+        """
+        if "_class_path" not in checkpoint.get("hyper_parameters", {}):
+            checkpoint.pop("hyper_parameters", None)
+        for key in self.frozen_keys():
+            checkpoint["state_dict"].pop(key, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another method.
+
+        Raises:
+            ValueError: the checkpoint was written by another class.
+        """
+        written_by = checkpoint.get("hyper_parameters", {}).get("_class_path")
+        own = f"{type(self).__module__}.{type(self).__qualname__}"
+        if written_by is not None and written_by != own:
+            raise ValueError(f"the checkpoint holds {written_by}, but the configured model is {own}")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads everything but frozen weights, whatever `strict` says.
+
+        Raises:
+            ValueError: a tensor is missing, unknown or of another shape.
+        """
+        try:
+            result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        except RuntimeError as error:
+            shapes = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+            raise ValueError(f"the weights do not fit {type(self).__name__} as configured: {shapes}") from error
+        missing = sorted(set(result.missing_keys) - self.frozen_keys())
+        problems = [f"missing {key}" for key in missing] + [f"unknown {key}" for key in result.unexpected_keys]
+        if problems:
+            listed = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+            raise ValueError(f"the weights do not fit {type(self).__name__} as configured: {listed}")
+        return result
+
+
+def trimmed(image: Tensor, batch: Batch) -> Tensor:
+    """`image [B,3,H',W']`, made from the padded batch, without the padding, in float32 and [-1, 1]."""
+    height, width = batch["up"].shape[-2:]
+    return image[..., :height, :width].float().clamp(-1, 1)
+
+
+def other_draw(batch: Batch, draw: int) -> Batch:
+    """The batch under other keys, for which noise is drawn anew."""
+    return cast(Batch, {**batch, "key": [f"{key}, draw {draw + 1}" for key in batch["key"]]})
+
+
+def pad_to_stride(batch: Batch, stride: int) -> Batch:
+    """The batch with `up` padded on the right and below to multiples of `stride`, and `lr` with it.
+
+    Both are reflected where they are large enough and repeated at the edge where they are not.
+
+    Raises:
+        ValueError: `up` is not a whole multiple of `lr`.
+    """
+    height, width = batch["up"].shape[-2:]
+    lr_height, lr_width = batch["lr"].shape[-2:]
+    scale = height // lr_height
+    if (lr_height * scale, lr_width * scale) != (height, width):
+        raise ValueError(f"{batch['key'][0]}: {width}x{height} is no whole multiple of {lr_width}x{lr_height}")
+    unit = stride // math.gcd(stride, scale)  # the smallest step of lr that fits the stride
+    below, right = -lr_height % unit, -lr_width % unit
+    if below == right == 0:
+        return batch
+    padded: dict[str, Any] = {**batch, "lr": _pad(batch["lr"], below, right)}
+    for key in ("up", "attention"):
+        if key in batch:
+            padded[key] = _pad(cast(dict[str, Tensor], batch)[key], below * scale, right * scale)
+    return cast(Batch, padded)
+
+
+def _pad(image: Tensor, below: int, right: int) -> Tensor:
+    height, width = image.shape[-2:]
+    mode = "reflect" if below < height and right < width else "replicate"
+    return pad(image, (0, right, 0, below), mode=mode)
