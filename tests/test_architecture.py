@@ -20,7 +20,9 @@ ARROWS: dict[str, set[str]] = {
     "lightning_modules.networks": set(),
     "lightning_modules.metrics": set(),
     "datamodules.degradations": set(),
-    "datamodules": {"datamodules.degradations"},
+    "datamodules.stream": {"datamodules.images"},
+    "datamodules.prepare": {"datamodules"},
+    "datamodules": {"datamodules.degradations", "datamodules.stream", "datamodules.prepare"},
     "lightning_modules": {
         "lightning_modules.diffusion",
         "lightning_modules.networks",

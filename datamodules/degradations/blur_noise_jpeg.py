@@ -41,6 +41,7 @@ class BlurNoiseJPEG(Degradation):
             ValueError: a value is impossible; the message names its key.
         """
         super().__init__(self.scale)
+
         self._kernel = KernelDistribution(
             blur_kernel_size=self.blur_kernel_size,
             blur_kernel_size_min=self.blur_kernel_size,

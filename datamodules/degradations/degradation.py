@@ -53,8 +53,8 @@ class Degradation(ABC):
             seed: the experiment's seed for data.
 
         Raises:
-            ValueError: `hr` is not such a batch, its sides are not multiples of `scale`, or the number of keys is not that
-                of the images.
+            ValueError: `hr` is not such a batch, its sides are not multiples of `scale`, or there are more or fewer
+                keys than images.
         """
         if hr.ndim != 4 or hr.shape[1] != 3 or not hr.is_floating_point():
             raise ValueError(f"hr: expected [B,3,H,W] floats in [0,1], got {list(hr.shape)} {hr.dtype}")

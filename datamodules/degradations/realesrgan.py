@@ -142,6 +142,7 @@ class RealESRGAN(Degradation):
         """Also refuses images that may shrink below half a kernel before its turn: borders could not be reflected."""
         super().check_size(height, width, key=key)
         first, last = min(1.0, self.resize_range[0]), min(1.0, self.resize_range2[0]) / self.scale
+
         for name, size, shrunk in (
             ("gt_usm", USM_SIZE if self.gt_usm else 1, 1.0),
             ("blur_kernel_size", self.blur_kernel_size, min(first, last) if self.shuffle else 1.0),

@@ -39,9 +39,6 @@ def pack_folder(
 ) -> None:
     """Packs a folder of images, or of HR/LR pairs, into WebDataset shards.
 
-    Published sets have commands of their own: lightning pack div2k, ffhq, celeba or realsr, each with --help. (A folder
-    of such a name is given as ./div2k.)
-
     Args:
         folder: images; or pairs, in two sub-folders called hr and lr, or gt and lq.
         out: folder for the shards and dataset.json; a killed run continues there.
@@ -83,11 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     prepare, program = pack_folder, "lightning pack"
+    epilog = (
+        f"Published sets: lightning pack {{{','.join(PUBLISHED)}}} --help. A folder of such a name is given as ./NAME."
+    )
     if words and words[0] in PUBLISHED:
-        prepare, program = PUBLISHED[words[0]], f"lightning pack {words.pop(0)}"
+        prepare, program, epilog = PUBLISHED[words[0]], f"lightning pack {words.pop(0)}", ""
 
     logging.basicConfig(format="%(message)s")
     try:
-        auto_cli(prepare, args=words, as_positional=True, prog=program)
+        auto_cli(prepare, args=words, as_positional=True, prog=program, epilog=epilog)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

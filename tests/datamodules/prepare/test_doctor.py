@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datamodules.photos import TRAIN, VAL, bundled
-from datamodules.prepare.doctor import parse, report
+from datamodules.prepare.doctor import main, parse, report
 from datamodules.prepare.pack import pack_folder
 from datamodules.prepare.similarity import displacement, near_duplicates, perceptual_hash
 from tests.datamodules.trees import picture, png, save, write_tar
@@ -28,6 +28,16 @@ def said(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[bool, str]:
 def test_a_sound_set_gets_no_remark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     serious, text = said(capsys, str(photographs(tmp_path)), "--crop", "64")
     assert not serious and text.strip().endswith(f"{tmp_path}: 4 samples, 0 remarks")
+
+
+def test_the_command_exits_with_1_if_something_is_wrong(tmp_path: Path) -> None:
+    sound = [str(photographs(tmp_path)), "--jobs", "1", "--crop"]
+    main([*sound, "64"])
+    with pytest.raises(SystemExit) as caught:
+        main([*sound, "100"])
+    assert caught.value.code == 1
+    with pytest.raises(SystemExit, match=r"^error: .*none: no such file or folder of images"):
+        main([str(tmp_path / "none")])
 
 
 def test_shards_against_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from datamodules.images import decode
-from datamodules.prepare.pack import pack_folder
+from datamodules.prepare.pack import PUBLISHED, main, pack_folder
 from datamodules.prepare.plan import plan
 from datamodules.prepare.samples import PlannedImage, PlannedSample, encode, tiles
 from datamodules.prepare.shard_writer import PackError, SplitSettings, write_split
@@ -57,6 +57,16 @@ def test_names_counts_and_digests(tmp_path: Path) -> None:
         assert shard["file"] == f"set-val-{number:06d}.tar"
         assert (len(content), hashlib.sha256(content).hexdigest()) == (shard["bytes"], shard["sha256"])
     assert members(tmp_path / "out" / "set-val-000002.tar") == ["0004.hr.png", "0004.json"]
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in PUBLISHED)], ids=lambda words: " ".join(words) or "folder")
+def test_each_command_has_its_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: {' '.join(['lightning', 'pack', *words])} ") and "folder for the shards" in shown
+    assert words or all(name in shown for name in PUBLISHED)
 
 
 def test_two_splits_share_a_folder(tmp_path: Path) -> None:
