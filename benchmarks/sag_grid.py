@@ -18,14 +18,13 @@ from statistics import fmean
 import torch
 
 from callbacks.image_metrics import full_reference_scores
-from datamodules.batch import Batch
+from datamodules.batch import Batch, to_pixels
 from datamodules.folder import Folder
 from lightning_modules.base import DiffusionModule
 from lightning_modules.config import load_method
 from lightning_modules.diffusion.guidance import SelfAttentionGuidance
 from lightning_modules.metrics.lpips import lpips
 from lightning_modules.metrics.niqe import NIQE
-from lightning_modules.metrics.pixels import to_uint8
 
 BORDER, BLOCK = 4, 32
 
@@ -47,7 +46,7 @@ def score(model: DiffusionModule, arguments: argparse.Namespace) -> dict[str, fl
         start = time.process_time()
         sr = model.super_resolve(batch)
         seconds += time.process_time() - start
-        image, target = (to_uint8(picture, batch["key"]).double() / 255 for picture in (sr, batch["hr"]))
+        image, target = (to_pixels(picture, batch["key"]).double() / 255 for picture in (sr, batch["hr"]))
         scores = full_reference_scores(image, target, BORDER)
         kept = {"psnr_y": scores["psnr_y"], "ssim_y": scores["ssim_y"], "niqe": niqe.per_image(image)}
         if perceptual is not None:

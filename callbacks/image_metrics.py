@@ -14,10 +14,10 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from callbacks.evaluation import EvaluationCallback
-from datamodules.batch import Batch
+from datamodules.batch import Batch, to_pixels
 from lightning_modules.metrics.lpips import lpips as published_lpips
 from lightning_modules.metrics.niqe import NIQE
-from lightning_modules.metrics.pixels import crop_border, luma, to_uint8
+from lightning_modules.metrics.pixels import crop_border, luma
 from lightning_modules.metrics.ssim import WINDOW, ssim
 
 Scores = dict[str, float]  # of one image, by the score's name
@@ -181,4 +181,4 @@ def write_results(path: Path, description: dict[str, Any], means: Scores, baseli
 
 
 def _unit(image: Tensor, keys: list[str]) -> Tensor:
-    return to_uint8(image, keys).double() / 255
+    return to_pixels(image, keys).double() / 255

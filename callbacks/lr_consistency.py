@@ -7,9 +7,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.evaluation import EvaluationCallback
-from datamodules.batch import Batch
+from datamodules.batch import Batch, to_pixels
 from lightning_modules.metrics.lr_consistency import lr_psnr
-from lightning_modules.metrics.pixels import to_uint8
 
 
 class LRConsistency(EvaluationCallback[float]):
@@ -21,7 +20,7 @@ class LRConsistency(EvaluationCallback[float]):
 
     def collect(self, outputs: dict[str, Any], batch: Batch) -> None:
         """Scores the images of one batch."""
-        sr = to_uint8(outputs["sr"], batch["key"]).double() / 255
+        sr = to_pixels(outputs["sr"], batch["key"]).double() / 255
         scores = lr_psnr(sr, (batch["lr"].double() + 1) / 2)
         self.kept.update(zip(batch["key"], scores.tolist(), strict=True))
 

@@ -29,7 +29,9 @@ ARROWS: dict[str, set[str]] = {
     "lightning_modules.networks": {"lightning_modules.hub"},
     "lightning_modules.metrics": set(),
     "datamodules.degradations": set(),
-    "datamodules": {"datamodules.degradations"},
+    "datamodules.stream": {"datamodules.images"},
+    "datamodules.prepare": {"datamodules"},
+    "datamodules": {"datamodules.degradations", "datamodules.stream", "datamodules.prepare"},
     "lightning_modules.published.basicsr_names": set(),  # parts of a method read such files, too
     "lightning_modules.published": {
         "lightning_modules.diffusion",

@@ -23,13 +23,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from callbacks.image_metrics import full_reference_scores
-from datamodules.batch import Batch
+from datamodules.batch import Batch, to_pixels
 from datamodules.folder import Folder
 from lightning_modules.config import load_method
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.samplers import DDIM, Ancestral, DPMSolverPlusPlus, Sampler
 from lightning_modules.experiment import run
-from lightning_modules.metrics.pixels import to_uint8
 from lightning_modules.super_resolver import SuperResolver
 
 HERE = Path(__file__).parent
@@ -72,7 +71,7 @@ def test_batches(folders: list[str], crop: int | None) -> Iterator[Batch]:
 
 def unit(image: Tensor, batch: Batch) -> Tensor:
     """8-bit pixels in [0, 1], as scores take them."""
-    return to_uint8(image, batch["key"]).double() / 255
+    return to_pixels(image, batch["key"]).double() / 255
 
 
 @torch.autocast("cpu", torch.bfloat16)
@@ -110,7 +109,7 @@ def picture(columns: dict[str, Tensor], side: int = 160) -> Image.Image:
     sheet = Image.new("RGB", (side * len(columns), side + 14), "white")
     for i, (name, image) in enumerate(columns.items()):
         top, left = ((size - side) // 2 for size in image.shape[-2:])
-        crop = to_uint8(image, [name])[0, :, max(top, 0) :, max(left, 0) :][:, :side, :side]
+        crop = to_pixels(image, [name])[0, :, max(top, 0) :, max(left, 0) :][:, :side, :side]
         sheet.paste(Image.fromarray(np.asarray(crop.permute(1, 2, 0))), (i * side, 14))
         ImageDraw.Draw(sheet).text((i * side + 2, 1), name, fill="black")
     return sheet

@@ -1,4 +1,4 @@
-"""Where samples come from: numbered records of encoded images, whatever holds them."""
+"""Where samples come from: numbered records of encoded images, however they are stored."""
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -22,7 +22,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded sample; `lr` is there for packed pairs only."""
+    """One decoded sample; only packed pairs have an `lr`."""
 
     key: str
     hr: Pixels  # [H,W,3]
@@ -32,6 +32,10 @@ class Sample:
 
 class BadSample(Exception):
     """A sample that cannot be used; the message names it and says why."""
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message names what is wrong and the way out."""
 
 
 class Source(ABC):
@@ -47,15 +51,15 @@ class Source(ABC):
         """Reads one record.
 
         Raises:
-            BadSample: it is damaged or gone.
+            BadSample: it is damaged or missing.
         """
 
     @abstractmethod
     def describe(self, index: int) -> str:
-        """The key or the place of a record, for messages."""
+        """The key or the location of a record, for messages."""
 
     def duplicates(self) -> list[str]:
-        """Keys that stand in more than one place."""
+        """Keys that occur more than once."""
         return []
 
     def __len__(self) -> int:
@@ -65,11 +69,14 @@ class Source(ABC):
         """Reads and decodes one record.
 
         Raises:
-            BadSample: it is damaged, gone, or (with `paired`) has no LR partner.
+            BadSample: it is damaged or missing, or (with `paired`) has no LR partner.
         """
         record = self.record(index)
         if paired and record.lr is None:
-            raise BadSample(f"{record.key}: its LR partner is missing (pack pairs with --lr, or set `paired: false`)")
+            raise BadSample(
+                f"{record.key}: its LR partner is missing (pack HR with lr, the folder of the LR images, or set paired "
+                "to false)"
+            )
         try:
             hr = decode(record.hr, f"{record.key} (HR)")
             lr = decode(record.lr, f"{record.key} (LR)") if paired and record.lr is not None else None
@@ -78,8 +85,8 @@ class Source(ABC):
         return Sample(record.key, hr, lr)
 
 
-class Files(Source):
-    """Image files of a folder, with LR partners of the same order or none."""
+class FileSource(Source):
+    """Image files of a folder; `lr`, if given, holds the LR partner of each HR file in the same order."""
 
     def __init__(self, name: str, root: Path, hr: list[Path], lr: list[Path | None] | None = None) -> None:
         self.hr = hr
@@ -100,7 +107,7 @@ class Files(Source):
         return str(self.hr[index])
 
 
-class Joined(Source):
+class ConcatSource(Source):
     """Several sources, one after another."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -113,25 +120,25 @@ class Joined(Source):
         return [group for source in self.sources for group in source.groups]
 
     def record(self, index: int) -> Record:
-        """The record of the source that holds it."""
-        source, number = self._place(index)
+        """The record, read by the source that holds it."""
+        source, number = self._locate(index)
         return source.record(number)
 
     def describe(self, index: int) -> str:
-        """As the source that holds it says."""
-        source, number = self._place(index)
+        """The location, as named by the source that holds the record."""
+        source, number = self._locate(index)
         return source.describe(number)
 
     def duplicates(self) -> list[str]:
         """Those of each source; sets of different names have no key in common."""
         return [key for source in self.sources for key in source.duplicates()]
 
-    def _place(self, index: int) -> tuple[Source, int]:
-        which = bisect_right(self._starts, index) - 1
-        return self.sources[which], index - self._starts[which]
+    def _locate(self, index: int) -> tuple[Source, int]:
+        number = bisect_right(self._starts, index) - 1
+        return self.sources[number], index - self._starts[number]
 
 
-class WithMaps(Source):
+class AttentionMapSource(Source):
     """Samples of another source with the attention map of each, from `<folder>/<key without the set's name>.png`."""
 
     def __init__(self, source: Source, folder: Path) -> None:
@@ -139,26 +146,26 @@ class WithMaps(Source):
 
     @property
     def groups(self) -> list[int]:
-        """The other source's."""
+        """Those of the other source."""
         return self.source.groups
 
     def record(self, index: int) -> Record:
-        """The other source's."""
+        """That of the other source."""
         return self.source.record(index)
 
     def describe(self, index: int) -> str:
-        """As the other source says."""
+        """As the other source describes it."""
         return self.source.describe(index)
 
     def duplicates(self) -> list[str]:
-        """The other source's."""
+        """Those of the other source."""
         return self.source.duplicates()
 
     def sample(self, index: int, paired: bool) -> Sample:
-        """The other source's sample, and its map.
+        """The other source's sample, with its map.
 
         Raises:
-            BadSample: either is damaged or gone.
+            BadSample: either is damaged or missing.
         """
         sample = self.source.sample(index, paired)
         path = self.folder / f"{sample.key.split('/', 1)[-1]}.png"
@@ -169,9 +176,8 @@ class WithMaps(Source):
 
 
 def unique_stems(files: Sequence[Path], root: Path) -> list[str]:
-    """Names of `files` relative to `root`, without the suffix where that leaves them apart, with it elsewhere."""
-    stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
+    """Names of `files` relative to `root`, without the suffix unless two files differ in nothing else."""
+    relative = [file.relative_to(root) for file in files]
+    stems = [path.with_suffix("").as_posix() for path in relative]
     count = Counter(stems)
-    return [
-        stem if count[stem] == 1 else file.relative_to(root).as_posix() for stem, file in zip(stems, files, strict=True)
-    ]
+    return [stem if count[stem] == 1 else path.as_posix() for stem, path in zip(stems, relative, strict=True)]

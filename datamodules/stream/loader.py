@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from datamodules.streams import DataError, EvalStream, RawBatch, TrainStream
+from datamodules.stream.sources import DataError
+from datamodules.stream.streams import EvalStream, RawBatch, TrainStream
 
 
 class Loader:
@@ -14,8 +15,8 @@ class Loader:
     Args:
         stream: what to load; it makes its own batches.
         workers: processes; 0 loads in this one.
-        first: number of the batch to begin with, asked when an iteration starts (so a resumed run, or a new epoch of
-            the trainer, goes on where it was, whenever the loader itself was made).
+        first: called when an iteration starts, gives the number of the batch to begin with. So a resumed run, or a new
+            epoch of the trainer, continues where it was, whenever the loader itself was made.
     """
 
     def __init__(self, stream: TrainStream | EvalStream, workers: int, first: Callable[[], int] | None = None) -> None:
@@ -35,21 +36,22 @@ class Loader:
         """Starts the workers at the current batch."""
         if isinstance(self.stream, TrainStream) and self.first is not None:
             self.stream.first = self.first()
-        own = torch.Generator()  # so that starting workers draws nothing from the global one
+
+        own = torch.Generator()  # so that starting workers draws nothing from the global generator
         pin = torch.cuda.is_available()
-        loader = DataLoader(_Carrying(self.stream), None, num_workers=self.workers, generator=own, pin_memory=pin)
+        loader = DataLoader(_ErrorAsItem(self.stream), None, num_workers=self.workers, generator=own, pin_memory=pin)
         return map(_raise, loader)
 
     def state_dict(self) -> dict[str, int]:
-        """Nothing: the position is the number of batches so far. Its presence tells Lightning that it is not lost."""
+        """Empty: the position is the number of batches so far. Lightning warns about loaders without this method."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Nothing; see `state_dict`."""
+        """Does nothing; see `state_dict`."""
 
 
-class _Carrying(IterableDataset[RawBatch | DataError]):
-    """Hands a `DataError` on as the last item: torch would wrap it in the text of a worker's traceback."""
+class _ErrorAsItem(IterableDataset[RawBatch | DataError]):
+    """Sends a `DataError` as the last item, since torch would wrap it in the text of a worker's traceback."""
 
     def __init__(self, stream: TrainStream | EvalStream) -> None:
         self.stream = stream

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.doctor import arguments, report
-from datamodules.likeness import copies, displacement, perceptual_hash
-from datamodules.pack import pack_folder
 from datamodules.photos import TRAIN, VAL, bundled
+from datamodules.prepare.doctor import main, parse, report
+from datamodules.prepare.pack import pack_folder
+from datamodules.prepare.similarity import displacement, near_duplicates, perceptual_hash
 from tests.datamodules.trees import picture, png, save, write_tar
 
 
@@ -21,13 +21,23 @@ def photographs(root: Path, count: int = 4, first: int = 0) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[bool, str]:
-    serious = report(arguments().parse_args([*options, "--jobs", "1"]))
+    serious = report(parse([*options, "--jobs", "1"]))
     return serious, capsys.readouterr().out
 
 
 def test_a_sound_set_gets_no_remark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     serious, text = said(capsys, str(photographs(tmp_path)), "--crop", "64")
     assert not serious and text.strip().endswith(f"{tmp_path}: 4 samples, 0 remarks")
+
+
+def test_the_command_exits_with_1_if_something_is_wrong(tmp_path: Path) -> None:
+    sound = [str(photographs(tmp_path)), "--jobs", "1", "--crop"]
+    main([*sound, "64"])
+    with pytest.raises(SystemExit) as caught:
+        main([*sound, "100"])
+    assert caught.value.code == 1
+    with pytest.raises(SystemExit, match=r"^error: .*none: no such file or folder of images"):
+        main([str(tmp_path / "none")])
 
 
 def test_shards_against_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +70,7 @@ def test_damage_size_mode_and_keys(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "PROBLEM: 1 images are RGBA with transparency" in text
     assert "zero bytes: repair or repack it" in text
     assert f"set-000001.tar a: {tmp_path}/set-000000.tar has this key too (duplicate key): repair or repack it" in text
-    assert "set-000002.tar: 2 of 2 samples are there, truncated or not an uncompressed tar" in text
+    assert "set-000002.tar: holds 2 of 2 samples, truncated or not an uncompressed tar" in text
 
 
 def test_shards_that_are_not_those_that_were_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +174,7 @@ def test_hashes_know_copies_and_tell_others_apart(quality: int, shrink: float) -
         small = image.resize((int(image.width * shrink), int(image.height * shrink)), Image.Resampling.LANCZOS)
         small.save(content, "JPEG", quality=quality)
         codes.append(perceptual_hash(np.asarray(Image.open(content))))
-    assert set(copies(codes)) == {(number, number + len(shown)) for number in range(len(shown))}
+    assert set(near_duplicates(codes)) == {(number, number + len(shown)) for number in range(len(shown))}
 
 
 def test_a_flat_image_has_no_hash() -> None:
@@ -173,4 +183,4 @@ def test_a_flat_image_has_no_hash() -> None:
 
 def test_an_absent_set_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder of images"):
-        report(arguments().parse_args([str(tmp_path / "none")]))
+        report(parse([str(tmp_path / "none")]))

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from datamodules.crops import CenterCrop, RandomCrop, aligned
-from datamodules.sources import BadSample, Sample
+from datamodules.stream.crops import CenterCrop, RandomCrop, cut_to_multiple
+from datamodules.stream.sources import BadSample, Sample
 
 
 def pair(height: int, width: int, scale: int) -> Sample:
@@ -57,7 +57,7 @@ def test_sizes_that_disagree_are_named() -> None:
     sample = pair(24, 32, 4)
     wrong = Sample("set/7", sample.hr, sample.hr[:7, :8])
     with pytest.raises(BadSample, match="set/7: HR 32x24 and LR 8x7 disagree: at scale 4 LR must be 8x6"):
-        aligned(wrong, 4)
+        cut_to_multiple(wrong, 4)
 
 
 @pytest.mark.parametrize("crop", [RandomCrop(16, 4, seed=0), CenterCrop(16, 4)])

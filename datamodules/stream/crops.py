@@ -1,4 +1,4 @@
-"""Cutting samples: random patches in training, whole or centre-cropped images in validation, HR and LR alike."""
+"""Cuts HR and LR at the same place: random patches in training, whole or centre-cropped images in validation."""
 
 import zlib
 from collections.abc import Callable
@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from datamodules.images import Pixels
-from datamodules.sources import BadSample, Sample
+from datamodules.stream.sources import BadSample, Sample
 
 
-def aligned(sample: Sample, scale: int) -> Sample:
+def cut_to_multiple(sample: Sample, scale: int) -> Sample:
     """The sample with HR cut at its right and bottom to a multiple of `scale`.
 
     Raises:
-        BadSample: smaller than `scale`, or the LR image is not of exactly 1/scale its size.
+        BadSample: HR is smaller than `scale`, or the LR image or the attention map is not exactly 1/scale its size.
     """
     height, width = (side // scale for side in sample.hr.shape[:2])
     if not height or not width:
         raise BadSample(f"{sample.key}: {_size(sample.hr)} is smaller than the scale {scale}")
+
     if sample.lr is not None and sample.lr.shape[:2] != (height, width):
         raise BadSample(
             f"{sample.key}: HR {_size(sample.hr)} and LR {_size(sample.lr)} disagree: "
@@ -26,7 +27,7 @@ def aligned(sample: Sample, scale: int) -> Sample:
         )
     if sample.attention is not None and sample.attention.shape[:2] != (height, width):
         raise BadSample(
-            f"{sample.key}: its attention map is {_size(sample.attention)}, not of the LR image's {width}x{height}"
+            f"{sample.key}: its attention map is {_size(sample.attention)}, not {width}x{height} as the LR image"
         )
     return replace(sample, hr=sample.hr[: height * scale, : width * scale])
 
@@ -37,24 +38,24 @@ def _size(image: Pixels) -> str:
 
 def _window(sample: Sample, size: int, top: int, left: int, scale: int) -> Sample:
     hr = sample.hr[top : top + size, left : left + size]
-    small, top, left = size // scale, top // scale, left // scale
-    return _on_small(replace(sample, hr=hr), lambda image: image[top : top + small, left : left + small])
+    lr_size, top, left = size // scale, top // scale, left // scale
+    return _map_lr(replace(sample, hr=hr), lambda image: image[top : top + lr_size, left : left + lr_size])
 
 
-def _on_small(sample: Sample, change: Callable[[Pixels], Pixels]) -> Sample:
-    """Applies `change` to what has the size of the LR image."""
+def _map_lr(sample: Sample, change: Callable[[Pixels], Pixels]) -> Sample:
+    """Applies `change` to what has the size of the LR image: that image and the attention map."""
     lr, attention = (None if image is None else change(image) for image in (sample.lr, sample.attention))
     return replace(sample, lr=lr, attention=attention)
 
 
-def _need(sample: Sample, size: int) -> None:
+def _check_size(sample: Sample, size: int) -> None:
     if min(sample.hr.shape[:2]) < size:
         raise BadSample(f"{sample.key}: {_size(sample.hr)} is below the crop of {size}x{size}")
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Square patches at random places, flipped and turned if wanted; a function of (seed, key, draw).
+    """Square patches at random places, mirrored and turned if wanted; a function of (seed, key, draw).
 
     Args:
         size: side of the HR patch, a multiple of `scale`.
@@ -71,25 +72,27 @@ class RandomCrop:
     rotate: bool = False
 
     def __call__(self, sample: Sample, draw: int) -> Sample:
-        """Cuts the patch of pass number `draw`.
+        """Cuts the patch of epoch `draw`.
 
         Raises:
             BadSample: the image is smaller than the patch, or HR and LR disagree.
         """
-        sample = aligned(sample, self.scale)
-        _need(sample, self.size)
+        sample = cut_to_multiple(sample, self.scale)
+        _check_size(sample, self.size)
+
         rng = np.random.default_rng([self.seed, draw, zlib.crc32(sample.key.encode())])
         rows, columns = ((side - self.size) // self.scale + 1 for side in sample.hr.shape[:2])
         top, left = int(rng.integers(rows)) * self.scale, int(rng.integers(columns)) * self.scale
         patch = _window(sample, self.size, top, left, self.scale)
-        mirrored, turned, upended = rng.random(3) < 0.5
+        # always three draws, so that the options change nothing else about a patch
+        mirrored, transposed, upside_down = rng.random(3) < 0.5
 
         def orient(image: Pixels) -> Pixels:
             image = image[:, ::-1] if self.flip and mirrored else image
-            image = image[::-1] if self.rotate and upended else image
-            return image.swapaxes(0, 1) if self.rotate and turned else image
+            image = image[::-1] if self.rotate and upside_down else image
+            return image.swapaxes(0, 1) if self.rotate and transposed else image
 
-        return _on_small(replace(patch, hr=orient(patch.hr)), orient)
+        return _map_lr(replace(patch, hr=orient(patch.hr)), orient)
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,14 @@ class CenterCrop:
     scale: int
 
     def __call__(self, sample: Sample, draw: int = 0) -> Sample:
-        """Cuts; `draw` changes nothing.
+        """Cuts the middle; `draw` has no effect.
 
         Raises:
             BadSample: the image is smaller than the patch, or HR and LR disagree.
         """
-        sample = aligned(sample, self.scale)
+        sample = cut_to_multiple(sample, self.scale)
         if self.size is None:
             return sample
-        _need(sample, self.size)
+        _check_size(sample, self.size)
         top, left = (int(side - self.size) // 2 // self.scale * self.scale for side in sample.hr.shape[:2])
         return _window(sample, self.size, top, left, self.scale)

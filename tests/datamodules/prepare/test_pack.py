@@ -13,13 +13,16 @@ import pytest
 from PIL import Image
 
 from datamodules.images import decode
-from datamodules.pack import pack_folder, plan
-from datamodules.packing import PackError, Packing, pack
-from datamodules.pieces import Piece, View, encoded, tiles
-from datamodules.shards import packed, read_contents
+from datamodules.prepare.pack import PUBLISHED, main, pack_folder
+from datamodules.prepare.plan import plan
+from datamodules.prepare.samples import PlannedImage, PlannedSample, encode, tiles
+from datamodules.prepare.shard_writer import PackError, SplitSettings, write_split
+from datamodules.stream.shards import open_split, read_index
+from datamodules.stream.sources import DataError
 from tests.datamodules.trees import picture, save
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
+PACK = "from datamodules.prepare.pack import main; main()"
 
 
 def folder_of(root: Path, count: int = 5, height: int = 40, width: int = 52) -> Path:
@@ -56,10 +59,20 @@ def test_names_counts_and_digests(tmp_path: Path) -> None:
     assert members(tmp_path / "out" / "set-val-000002.tar") == ["0004.hr.png", "0004.json"]
 
 
+@pytest.mark.parametrize("words", [[], *([name] for name in PUBLISHED)], ids=lambda words: " ".join(words) or "folder")
+def test_each_command_has_its_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: {' '.join(['lightning', 'pack', *words])} ") and "folder for the shards" in shown
+    assert words or all(name in shown for name in PUBLISHED)
+
+
 def test_two_splits_share_a_folder(tmp_path: Path) -> None:
     for split in ("val", "train"):
         pack_folder(str(folder_of(tmp_path / "in")), str(tmp_path / "out"), "set", split, workers=1)
-    assert len(packed(str(tmp_path / "out"), "set-val")) == len(packed(str(tmp_path / "out"), "set-train")) == 5
+    assert len(open_split(str(tmp_path / "out"), "set-val")) == len(open_split(str(tmp_path / "out"), "set-train")) == 5
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -89,7 +102,7 @@ def test_a_killed_run_goes_on_without_redoing_finished_shards(tmp_path: Path) ->
 def test_other_settings_are_refused_and_replaced_on_request(tmp_path: Path) -> None:
     source, out = str(folder_of(tmp_path / "in")), str(tmp_path / "out")
     pack_folder(source, out, "set", per_shard=2, workers=1)
-    with pytest.raises(PackError, match=r"holds set-train packed .* other settings; .* or pack with --overwrite true"):
+    with pytest.raises(PackError, match=r"holds set-train packed .* other settings; .* or set overwrite to true"):
         pack_folder(source, out, "set", per_shard=3, workers=1)
     pack_folder(source, out, "set", per_shard=3, overwrite=True, workers=1)
     assert [path for path in contents(tmp_path / "out") if path.endswith(".tar")] == [
@@ -108,17 +121,17 @@ def test_shards_of_a_killed_replacement_are_not_taken_for_the_old_ones(
     pack_folder(str(tmp_path / "old"), str(out), "set", per_shard=2, workers=1)
     old = contents(out)
 
-    def killed_late(view: View) -> tuple[str, bytes]:
-        if view.path.stem == "0004":
+    def killed_late(image: PlannedImage) -> tuple[str, bytes]:
+        if image.path.stem == "0004":
             raise KeyboardInterrupt
-        return encoded(view)
+        return encode(image)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("datamodules.packing.encoded", killed_late)
+        patch.setattr("datamodules.prepare.shard_writer.encode", killed_late)
         pack_folder(str(tmp_path / "new"), str(out), "set", per_shard=1, overwrite=True, workers=1)
     assert len(list(out.glob("*.tar"))) == 4
     with pytest.raises(FileNotFoundError, match="holds no set 'set-train'"):
-        packed(str(out), "set-train")
+        open_split(str(out), "set-train")
     pack_folder(str(tmp_path / "old"), str(out), "set", per_shard=2, overwrite=True, workers=1)
     assert contents(out) == old
 
@@ -130,7 +143,7 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path: Path) -> None:
     def restrict() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, "-m", "datamodules.pack", "in", "out", "--name", "set", "--workers", "1"]
+    command = [sys.executable, "-c", PACK, "in", "out", "--name", "set", "--workers", "1"]
     done = subprocess.run(
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, preexec_fn=restrict, capture_output=True, text=True
     )
@@ -142,22 +155,22 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path: Path) -> None:
 def test_bytes_are_kept_where_they_can_be(tmp_path: Path) -> None:
     picture(0).save(tmp_path / "a.jpg", quality=60)
     (tmp_path / "a.jpg").rename(tmp_path / "a.png")  # the format counts, not the name
-    assert encoded(View(tmp_path / "a.png")) == ("jpg", (tmp_path / "a.png").read_bytes())
+    assert encode(PlannedImage(tmp_path / "a.png")) == ("jpg", (tmp_path / "a.png").read_bytes())
     picture(1).save(tmp_path / "b.bmp")
-    suffix, content = encoded(View(tmp_path / "b.bmp"))
+    suffix, content = encode(PlannedImage(tmp_path / "b.bmp"))
     assert suffix == "png" and np.array_equal(decode(content, "b"), np.asarray(picture(1)))
 
 
 def test_transparency_is_flattened_in_the_shard(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(tmp_path / "a.png")
-    assert (decode(encoded(View(tmp_path / "a.png"))[1], "a") == 255).all()
+    assert (decode(encode(PlannedImage(tmp_path / "a.png"))[1], "a") == 255).all()
 
 
 def test_a_face_is_resized_by_pillow(tmp_path: Path) -> None:
     save(tmp_path / "a.png", 0, 40, 40)
     expected = picture(0, 40, 40).resize((16, 16), Image.Resampling.BICUBIC)
-    assert np.array_equal(decode(encoded(View(tmp_path / "a.png", side=16))[1], "a"), np.asarray(expected))
-    assert encoded(View(tmp_path / "a.png", side=40))[1] == (tmp_path / "a.png").read_bytes()
+    assert np.array_equal(decode(encode(PlannedImage(tmp_path / "a.png", side=16))[1], "a"), np.asarray(expected))
+    assert encode(PlannedImage(tmp_path / "a.png", side=40))[1] == (tmp_path / "a.png").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -185,26 +198,32 @@ def test_pairs_are_cut_at_the_same_place(tmp_path: Path) -> None:
     assert len(pieces) == 20
     for piece in pieces:
         assert piece.hr.box and piece.lr and piece.lr.box == tuple(side // 4 for side in piece.hr.box)
-        high, low = decode(encoded(piece.hr)[1], "hr"), decode(encoded(piece.lr)[1], "lr")
+        high, low = decode(encode(piece.hr)[1], "hr"), decode(encode(piece.lr)[1], "lr")
         mean = np.asarray(Image.fromarray(high).resize((4, 4), Image.Resampling.BOX))
         assert np.array_equal(mean, low)
 
 
 PARTNERS = {
-    "missing": (["0001.png", "0002.png"], ["0001x4.png"], (12, 10), "without a partner: .*0002.png"),
-    "left over": (["0001.png"], ["0001x4.png", "0003x4.png"], (12, 10), "without a partner: .*0003x4.png"),
-    "sizes": (["0001.png"], ["0001x4.png"], (12, 11), "0001.png is 52x40 and .*0001x4.png is 12x11: no pair"),
+    "missing": (["0001.png", "0002.png"], ["0001x4.png"], (12, 10), DataError, "without a partner: .*0002.png"),
+    "left over": (["0001.png"], ["0001x4.png", "0003x4.png"], (12, 10), DataError, "without a partner: .*0003x4.png"),
+    "sizes": (
+        ["0001.png"],
+        ["0001x4.png"],
+        (12, 11),
+        PackError,
+        "0001.png is 52x40 and .*0001x4.png is 12x11: no pair",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", PARTNERS)
 def test_broken_pairs_are_named(case: str, tmp_path: Path) -> None:
-    hr, lr, (width, height), message = PARTNERS[case]
+    hr, lr, (width, height), error, message = PARTNERS[case]
     for name in hr:
         save(tmp_path / "hr" / name, 0, 40, 52)
     for name in lr:
         save(tmp_path / "lr" / name, 0, height, width)
-    with pytest.raises(PackError, match=message):
+    with pytest.raises(error, match=message):
         pack_folder(str(tmp_path / "hr"), str(tmp_path / "out"), lr=str(tmp_path / "lr"), workers=1)
     assert not (tmp_path / "out").exists()
 
@@ -215,7 +234,7 @@ def test_a_folder_of_pairs_is_packed_as_pairs(high: str, low: str, tmp_path: Pat
         save(tmp_path / "in" / high / f"box{index}.png", index, 40, 52)
         save(tmp_path / "in" / low / f"box{index}.png", index, 10, 13)
     pack_folder(str(tmp_path / "in"), str(tmp_path / "out"), workers=1)
-    sample = packed(str(tmp_path / "out"), "in-train").sample(1, paired=True)
+    sample = open_split(str(tmp_path / "out"), "in-train").sample(1, paired=True)
     assert sample.key == "in/box1" and sample.lr is not None and sample.lr.shape == (10, 13, 3)
 
 
@@ -223,7 +242,7 @@ def test_partners_that_cannot_be_told_apart_are_named(tmp_path: Path) -> None:
     for name in ("a/0001.png", "b/0001.png"):
         save(tmp_path / "hr" / name, 0, 40, 52)
         save(tmp_path / "lr" / name, 0, 10, 13)
-    with pytest.raises(PackError, match=r"lr/a/0001\.png and .*lr/b/0001\.png have one name: rename one"):
+    with pytest.raises(DataError, match=r"lr/a/0001\.png and .*lr/b/0001\.png have the same name: rename one"):
         pack_folder(str(tmp_path), str(tmp_path / "out"), workers=1)
 
 
@@ -241,16 +260,16 @@ def test_all_bad_headers_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(PackError) as caught:
         pack_folder(str(bad_folder(tmp_path / "in")), str(tmp_path / "out"), crop=24, workers=1)
     message = str(caught.value)
-    assert message.startswith("3 of 7 cannot be packed (--leave_out true goes on without): ")
+    assert message.startswith("3 of 7 cannot be packed (set leave_out to true to continue without them): ")
     for part in ("empty.png: zero bytes", "small.png: 10x10 is below the crop of 24x24", "text.png: not an image"):
         assert part in message
 
 
 def test_bad_images_are_left_out_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pack_folder(str(bad_folder(tmp_path / "in")), str(tmp_path / "out"), "set", leave_out=True, crop=24, workers=1)
-    keys = [entry.key for entry in read_contents(tmp_path / "out" / "set-train-000000.tar").entries]
+    keys = [entry.key for entry in read_index(tmp_path / "out" / "set-train-000000.tar").entries]
     assert {key.partition("_")[0] for key in keys} == {"0000", "0001", "0002"}
-    assert len(packed(str(tmp_path / "out"), "set-train")) == len(keys)
+    assert len(open_split(str(tmp_path / "out"), "set-train")) == len(keys)
     for name in ("small", "empty", "text", "truncated"):
         assert name in caplog.text
 
@@ -260,7 +279,7 @@ def test_a_truncated_image_stops_the_packing_by_name(tmp_path: Path) -> None:
     for name in ("small", "empty", "text"):
         (tmp_path / "in" / f"{name}.png").unlink()
     with pytest.raises(
-        PackError, match=r"truncated\.png: .*truncated.*repair it, take it out, or pack with --leave_out true"
+        PackError, match=r"truncated\.png: .*truncated.*repair it, take it out, or set leave_out to true"
     ):
         pack_folder(str(tmp_path / "in"), str(tmp_path / "out"), workers=1)
     assert not list((tmp_path / "out").glob("*.tar"))
@@ -269,14 +288,18 @@ def test_a_truncated_image_stops_the_packing_by_name(tmp_path: Path) -> None:
 def test_equal_keys_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", 0)
     with pytest.raises(PackError, match=r"have the same key 'a': rename one"):
-        pack([Piece("a", View(path)), Piece("a", View(path))], tmp_path / "out", Packing("set", "train"))
+        write_split(
+            [PlannedSample("a", PlannedImage(path)), PlannedSample("a", PlannedImage(path))],
+            tmp_path / "out",
+            SplitSettings("set", "train"),
+        )
 
 
 def test_names_with_dots_and_folders_become_keys(tmp_path: Path) -> None:
     for name in ("a/x.y.png", "b/x.png", "b/x.bmp"):
         save(tmp_path / "in" / name, 0)
     pack_folder(str(tmp_path / "in"), str(tmp_path / "out"), "set", workers=1)
-    source = packed(str(tmp_path / "out"), "set-train")
+    source = open_split(str(tmp_path / "out"), "set-train")
     assert [source.record(index).key for index in range(3)] == ["set/a/x_y", "set/b/x_bmp", "set/b/x_png"]
 
 

@@ -1,7 +1,7 @@
 """WebDataset shards as numbered records: tars of `key.hr.png`, `key.lr.png`, `key.json`, local or behind a URL.
 
-A local shard is read by offset. A remote one is brought into a cache folder once, whole, when its first sample is due,
-and is a local one from then on. Only image members are ever read, and only an image decoder ever sees their bytes.
+A local shard is read by offset. A remote one is downloaded completely into a cache folder when its first sample is
+needed, and read from there. Only image members are ever read, and only an image decoder ever sees their bytes.
 """
 
 import json
@@ -18,8 +18,8 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from datamodules.images import SUFFIXES
-from datamodules.remote import cache_folder, fetch, is_remote, read
-from datamodules.sources import BadSample, Record, Source
+from datamodules.stream.remote import cache_folder, fetch, is_remote, read
+from datamodules.stream.sources import BadSample, Record, Source
 
 
 @dataclass
@@ -33,16 +33,16 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What the headers of the tar at `path` say; `damage` is why reading them stopped before the end, or empty."""
+class TarIndex:
+    """The samples that the headers of the tar at `path` list; `damage` is why reading them stopped early, or empty."""
 
     path: Path
     entries: list[Entry]
     damage: str = ""
 
 
-def read_contents(path: Path) -> Contents:
-    """Reads the headers of an uncompressed tar, and no more, and groups its members into samples.
+def read_index(path: Path) -> TarIndex:
+    """Reads only the headers of an uncompressed tar and groups its members into samples.
 
     Raises:
         OSError: the file cannot be opened.
@@ -51,16 +51,17 @@ def read_contents(path: Path) -> Contents:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in filter(tarfile.TarInfo.isreg, tar):
-                _add(entries, member)
+                _add_member(entries, member)
     except tarfile.TarError as error:
-        return Contents(path, list(entries.values()), f"truncated or not an uncompressed tar ({error})")
-    return Contents(path, list(entries.values()))
+        return TarIndex(path, list(entries.values()), f"truncated or not an uncompressed tar ({error})")
+    return TarIndex(path, list(entries.values()))
 
 
-def _add(entries: dict[str, Entry], member: tarfile.TarInfo) -> None:
+def _add_member(entries: dict[str, Entry], member: tarfile.TarInfo) -> None:
     key, extension = base_plus_ext(member.name)
     if key is None:
         return
+
     entry = entries.setdefault(key, Entry(key))
     role, _, suffix = extension.lower().rpartition(".")
     if f".{suffix}" not in SUFFIXES or role not in ("", "hr", "lr"):
@@ -71,19 +72,19 @@ def _add(entries: dict[str, Entry], member: tarfile.TarInfo) -> None:
         entry.images[role or "hr"] = (member.offset_data, member.size)
 
 
-class Shards(Source):
+class ShardSource(Source):
     """The samples of a list of shards.
 
     Args:
         urls: local paths, `http(s)://`, or whatever webdataset opens (`pipe:aws s3 cp s3://... -`, `gs://`, `hf://`).
         name: the set's name, the first part of every key.
-        counts: samples in each shard, where known; else the headers of all shards are read first.
+        counts: samples in each shard, if known; otherwise the headers of all shards are read first.
         cache: folder for remote shards; by default `cache_folder() / "shards"`.
         timeout: seconds without a byte after which a remote read has failed.
-        digests: sha256 of each shard, where known; what is fetched is compared with it.
+        digests: sha256 of each shard, if known; a downloaded shard is checked against it.
 
     Raises:
-        FileNotFoundError: a local shard is not there.
+        FileNotFoundError: a local shard is missing.
         OSError: a remote shard, whose count is not known, cannot be fetched.
     """
 
@@ -99,22 +100,25 @@ class Shards(Source):
         self.urls, self.name = list(urls), name
         self.digests = digests or [None] * len(self.urls)
         self.cache, self.timeout = cache or cache_folder() / "shards", timeout
+
         missing = [url for url in self.urls if not is_remote(url) and not Path(url).is_file()]
         if missing or not self.urls:
-            what = f"{missing[0]} ({len(missing)} of {len(self.urls)} are missing)" if missing else "no shard given"
+            what = f"{missing[0]} ({len(missing)} of {len(self.urls)} are missing)" if missing else "no shard is given"
             raise FileNotFoundError(f"{name}: {what}")
-        self._contents = lru_cache(maxsize=256)(self._read_contents)
+
+        self._index = lru_cache(maxsize=256)(self._read_index)
         keys = [] if counts else list(self._keys())
         self._counts = list(counts or map(len, keys))
-        self._first = in_several(keys)
+        self._first_shard = repeated_keys(keys)
         self._starts = [0, *accumulate(self._counts)]
 
     def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key != "_contents"}
+        # a cache of a bound method cannot be pickled
+        return {key: value for key, value in self.__dict__.items() if key != "_index"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._contents = lru_cache(maxsize=256)(self._read_contents)
+        self._index = lru_cache(maxsize=256)(self._read_index)
 
     @property
     def groups(self) -> list[int]:
@@ -123,32 +127,32 @@ class Shards(Source):
 
     def describe(self, index: int) -> str:
         """The shard and the number within it."""
-        shard, number = self._place(index)
+        shard, number = self._locate(index)
         return f"{self.urls[shard]} sample {number}"
 
-    def contents(self, shard: int) -> Contents:
-        """The headers of one shard; remembered."""
-        return self._contents(shard)
+    def index(self, shard: int) -> TarIndex:
+        """The samples of one shard, by its headers, which are read once."""
+        return self._index(shard)
 
     def record(self, index: int) -> Record:
         """Reads the image bytes of one sample.
 
         Raises:
-            BadSample: the shard is gone, truncated or unreachable, or the sample has no HR image or one twice.
+            BadSample: the shard is missing, truncated or unreachable, or the sample has no HR image or two.
         """
-        shard, number = self._place(index)
+        shard, number = self._locate(index)
         try:
-            contents = self.contents(shard)
-            if number >= len(contents.entries):
-                raise BadSample(f"{self.describe(index)} is not there: {contents.damage or 'fewer than counted'}")
-            entry = contents.entries[number]
+            tar = self.index(shard)
+            if number >= len(tar.entries):
+                raise BadSample(f"{self.describe(index)} is missing: {tar.damage or 'the shard holds fewer samples'}")
+            entry = tar.entries[number]
             self._check(entry, shard)
-            return self._read(contents.path, entry)
+            return self._read(tar.path, entry)
         except OSError as error:
             raise BadSample(f"{self.describe(index)}: {error}") from error
 
     def local(self, shard: int) -> Path:
-        """The path of a shard on this machine, after fetching it if it is remote.
+        """The path of a shard on this machine; a remote one is fetched first.
 
         Raises:
             OSError: it cannot be fetched.
@@ -157,26 +161,27 @@ class Shards(Source):
         return fetch(url, self.cache, self.timeout, self.digests[shard]) if is_remote(url) else Path(url)
 
     def duplicates(self) -> list[str]:
-        """Keys that stand in more than one shard; reads the headers of all of them."""
-        return [f"{self.name}/{key}" for key in in_several(self._keys())]
+        """Keys that occur in more than one shard; reads the headers of all shards."""
+        return [f"{self.name}/{key}" for key in repeated_keys(self._keys())]
 
     def _keys(self) -> Iterator[list[str]]:
         for shard in range(len(self.urls)):
-            yield [entry.key for entry in self.contents(shard).entries]
+            yield [entry.key for entry in self.index(shard).entries]
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._starts, index) - 1
         return shard, index - self._starts[shard]
 
-    def _read_contents(self, shard: int) -> Contents:
-        return read_contents(self.local(shard))
+    def _read_index(self, shard: int) -> TarIndex:
+        return read_index(self.local(shard))
 
     def _check(self, entry: Entry, shard: int) -> None:
         where = f"{self.urls[shard]} {entry.key}"
         if entry.repeated:
-            raise BadSample(f"{where}: the same image member stands twice (duplicate key)")
-        if self._first.get(entry.key, shard) != shard:
-            raise BadSample(f"{where}: {self.urls[self._first[entry.key]]} has this key too (duplicate key)")
+            raise BadSample(f"{where}: holds the same image member twice (duplicate key)")
+        if self._first_shard.get(entry.key, shard) != shard:
+            other = self.urls[self._first_shard[entry.key]]
+            raise BadSample(f"{where}: {other} has this key too (duplicate key)")
         if "hr" not in entry.images:
             held = ", ".join([*entry.images, *entry.others])
             raise BadSample(f"{where}: no HR image; it should be named {entry.key}.hr.png (found {held})")
@@ -188,46 +193,46 @@ class Shards(Source):
                 file.seek(offset)
                 images[role] = file.read(size)
                 if len(images[role]) < size:
-                    raise BadSample(f"{path} {entry.key}: truncated, {len(images[role])} of {size} bytes are there")
+                    raise BadSample(f"{path} {entry.key}: truncated, {len(images[role])} of {size} bytes")
         return Record(f"{self.name}/{entry.key}", images["hr"], images.get("lr"))
 
 
-def in_several(groups: Iterable[Sequence[str]]) -> dict[str, int]:
-    """Keys that stand in more than one group, and the first group of each."""
+def repeated_keys(groups: Iterable[Sequence[str]]) -> dict[str, int]:
+    """Keys that occur in more than one group, and the first group of each."""
     first: dict[str, int] = {}
     return {
         key: first[key] for group, keys in enumerate(groups) for key in keys if first.setdefault(key, group) != group
     }
 
 
-def expand(pattern: str) -> list[str]:
-    """The shards that a pattern with braces names: "x-{000000..000015}.tar"."""
+def expand_braces(pattern: str) -> list[str]:
+    """The shards that a pattern such as "x-{000000..000015}.tar" names."""
     return list(expand_urls(pattern))
 
 
-def packed(root: str, wanted: str) -> Shards:
-    """The shards of one set, such as "div2k-train", as the `dataset.json` below a folder or URL lists them.
+def open_split(root: str, wanted: str) -> ShardSource:
+    """The shards of one split, such as "div2k-train", as the `dataset.json` below a folder or URL lists them.
 
     Args:
         root: local folder, or a URL that `/dataset.json` can be added to.
         wanted: `{name}-{split}`; keys begin with the name.
 
     Raises:
-        FileNotFoundError: `root` has no `dataset.json`, or that has no such set, or a shard is gone.
+        FileNotFoundError: `root` has no `dataset.json`, or it lists no such split, or a shard is missing.
     """
-    listed = description(root)
+    listed = list_splits(root)
     if wanted not in listed:
-        raise FileNotFoundError(f"{root}: holds no set {wanted!r} (it holds {', '.join(listed) or 'none'})")
+        raise FileNotFoundError(f"{root}: holds no set {wanted!r} (it holds {', '.join(listed) or 'no set'})")
     shards = listed[wanted]
     urls, counts = [f"{root}/{shard['file']}" for shard in shards], [shard["samples"] for shard in shards]
-    return Shards(urls, wanted.rpartition("-")[0], counts, digests=[shard.get("sha256") for shard in shards])
+    return ShardSource(urls, wanted.rpartition("-")[0], counts, digests=[shard.get("sha256") for shard in shards])
 
 
-def description(root: str) -> dict[str, list[dict[str, Any]]]:
-    """What the `dataset.json` below a folder or URL lists: the shards of each set, by "{name}-{split}".
+def list_splits(root: str) -> dict[str, list[dict[str, Any]]]:
+    """The shards that the `dataset.json` below a folder or URL lists for each split, by "{name}-{split}".
 
     Raises:
-        FileNotFoundError: it is not there, or is none.
+        FileNotFoundError: it does not exist, or does not describe packed sets.
     """
     url = f"{root}/dataset.json"
     try:

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.crops import RandomCrop
-from datamodules.loader import Loader
-from datamodules.pack import pack_folder
-from datamodules.packed import Packed
-from datamodules.shards import Shards, expand, packed, read_contents
-from datamodules.sources import BadSample, Joined
-from datamodules.streams import DataError, TrainStream
+from datamodules.prepare.pack import pack_folder
+from datamodules.shard_folder import ShardFolder
+from datamodules.stream.crops import RandomCrop
+from datamodules.stream.loader import Loader
+from datamodules.stream.shards import ShardSource, expand_braces, open_split, read_index
+from datamodules.stream.sources import BadSample, ConcatSource, DataError
+from datamodules.stream.streams import TrainStream
 from tests.datamodules.trees import picture, png, save, write_tar
 
 
@@ -41,7 +41,7 @@ def describe(folder: Path, counts: dict[str, int]) -> None:
 
 
 def test_samples_are_read_by_number(tmp_path: Path) -> None:
-    source = Shards(shards(tmp_path, 2, 3), "x")
+    source = ShardSource(shards(tmp_path, 2, 3), "x")
     assert source.groups == [2, 3] and len(source) == 5
     for index in range(5):
         sample = source.sample(index, paired=False)
@@ -50,7 +50,7 @@ def test_samples_are_read_by_number(tmp_path: Path) -> None:
 
 
 def test_a_source_survives_pickling(tmp_path: Path) -> None:
-    source = pickle.loads(pickle.dumps(Shards(shards(tmp_path, 2), "x")))
+    source = pickle.loads(pickle.dumps(ShardSource(shards(tmp_path, 2), "x")))
     assert source.record(1).key == "x/0001"
 
 
@@ -61,15 +61,15 @@ def test_pairs_and_plain_names(tmp_path: Path) -> None:
         "a.json": b"{}",
         "b.PNG": png(picture(2)),
     }
-    source = Shards([str(write_tar(tmp_path / "x.tar", members))], "x")
+    source = ShardSource([str(write_tar(tmp_path / "x.tar", members))], "x")
     assert source.sample(0, paired=True).lr is not None
     assert source.sample(1, paired=False).key == "x/b"
-    with pytest.raises(BadSample, match=r"x/b: its LR partner is missing .*--lr"):
+    with pytest.raises(BadSample, match=r"x/b: its LR partner is missing \(pack HR with lr, .* set paired to false"):
         source.sample(1, paired=True)
 
 
 def test_joined_sources_are_numbered_on(tmp_path: Path) -> None:
-    both = Joined([Shards(shards(tmp_path / "a", 2, 1), "a"), Shards(shards(tmp_path / "b", 3), "b")])
+    both = ConcatSource([ShardSource(shards(tmp_path / "a", 2, 1), "a"), ShardSource(shards(tmp_path / "b", 3), "b")])
     assert both.groups == [2, 1, 3]
     assert [both.record(index).key for index in (2, 3, 5)] == ["a/0002", "b/0000", "b/0002"]
     assert "b/x-train-000000.tar sample 2" in both.describe(5)
@@ -83,7 +83,7 @@ class Bomb:
 def test_nothing_in_a_shard_is_executed_or_even_read(tmp_path: Path) -> None:
     bomb = pickle.dumps(Bomb())
     members = {"a.hr.png": png(picture(0)), "a.pyd": bomb, "a.pth": bomb, "a.hr.pickle": bomb, "b.hr.png": bomb}
-    source = Shards([str(write_tar(tmp_path / "x.tar", members))], "x")
+    source = ShardSource([str(write_tar(tmp_path / "x.tar", members))], "x")
     assert list(vars(source.record(0))) == ["key", "hr", "lr"] and source.record(0).hr == members["a.hr.png"]
     with pytest.raises(BadSample, match=r"x/b \(HR\): not an image"):
         source.sample(1, paired=False)
@@ -100,25 +100,27 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_sample_is_named(damage: str, tmp_path: Path) -> None:
     name, content, message = DAMAGE[damage]
-    source = Shards([str(write_tar(tmp_path / "x.tar", {name: content, **images(1)}))], "x")
+    source = ShardSource([str(write_tar(tmp_path / "x.tar", {name: content, **images(1)}))], "x")
     with pytest.raises(BadSample, match=message):
         source.sample(0, paired=False)
     assert source.sample(1, paired=False).key == "x/0000"
 
 
 def test_a_duplicate_key_is_named(tmp_path: Path) -> None:
-    source = Shards([str(write_tar(tmp_path / "x.tar", [*images(2).items(), ("0001.hr.png", png(picture(7)))]))], "x")
+    source = ShardSource(
+        [str(write_tar(tmp_path / "x.tar", [*images(2).items(), ("0001.hr.png", png(picture(7)))]))], "x"
+    )
     assert len(source) == 2
-    with pytest.raises(BadSample, match=r"x\.tar 0001: the same image member stands twice"):
+    with pytest.raises(BadSample, match=r"x\.tar 0001: holds the same image member twice"):
         source.record(1)
 
 
 def test_keys_that_stand_in_two_shards_are_found(tmp_path: Path) -> None:
     urls = [str(write_tar(tmp_path / f"x-{name}.tar", images(2, first))) for name, first in (("a", 0), ("b", 1))]
-    assert Shards(urls, "x").duplicates() == ["x/0001"]
-    with pytest.raises(DataError, match="val: x/0001 stands twice in the set; "):
-        Packed(str(tmp_path), val=f"{tmp_path}/x-{{a,b}}.tar").val_dataloader()
-    source = Shards(urls, "x")
+    assert ShardSource(urls, "x").duplicates() == ["x/0001"]
+    with pytest.raises(DataError, match="val: the set holds x/0001 twice; "):
+        ShardFolder(str(tmp_path), val=f"{tmp_path}/x-{{a,b}}.tar").val_dataloader()
+    source = ShardSource(urls, "x")
     assert [source.record(index).key for index in (0, 1, 3)] == ["x/0000", "x/0001", "x/0002"]
     with pytest.raises(BadSample, match=r"x-b\.tar 0001: .*x-a\.tar has this key too \(duplicate key\)"):
         source.record(2)
@@ -129,7 +131,7 @@ def test_a_truncated_tar_gives_what_is_whole_and_names_the_rest(kept: float, tmp
     path = write_tar(tmp_path / "x-train-000000.tar", images(10, size=(60, 80)))
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     describe(tmp_path, {path.name: 10})
-    source = packed(str(tmp_path), "x-train")
+    source = open_split(str(tmp_path), "x-train")
     whole = 0
     for index in range(10):
         try:
@@ -138,19 +140,19 @@ def test_a_truncated_tar_gives_what_is_whole_and_names_the_rest(kept: float, tmp
         except BadSample as error:
             assert path.name in str(error) and "truncated" in str(error)
     assert 10 * kept - 2 <= whole <= 10 * kept + 1
-    assert read_contents(path).damage
+    assert read_index(path).damage
 
 
 def test_a_file_that_is_no_tar_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"<html>not found</html>" * 100)
     describe(tmp_path, {"x.tar": 3})
-    with pytest.raises(BadSample, match=r"x\.tar sample 0 is not there: truncated or not an uncompressed tar"):
-        packed(str(tmp_path), "x-train").record(0)
+    with pytest.raises(BadSample, match=r"x\.tar sample 0 is missing: truncated or not an uncompressed tar"):
+        open_split(str(tmp_path), "x-train").record(0)
 
 
 def test_a_vanished_shard_is_counted_and_then_one_clear_error(tmp_path: Path) -> None:
     urls = shards(tmp_path, 10, 10)
-    stream = TrainStream(Shards(urls, "x"), RandomCrop(8, 4, seed=0), batch_size=2)
+    stream = TrainStream(ShardSource(urls, "x"), RandomCrop(8, 4, seed=0), batch_size=2)
     batches = iter(Loader(stream, 0))
     next(batches)
     Path(urls[0]).unlink()
@@ -161,36 +163,36 @@ def test_a_vanished_shard_is_counted_and_then_one_clear_error(tmp_path: Path) ->
 def test_absent_shards_are_named_at_the_start(tmp_path: Path) -> None:
     urls = [*shards(tmp_path, 1), str(tmp_path / "x-train-000001.tar")]
     with pytest.raises(FileNotFoundError, match=r"x-train-000001\.tar \(1 of 2 are missing\)"):
-        Shards(urls, "x")
+        ShardSource(urls, "x")
 
 
 def test_braces() -> None:
-    assert expand("a/x-{000008..000010}.tar") == ["a/x-000008.tar", "a/x-000009.tar", "a/x-000010.tar"]
+    assert expand_braces("a/x-{000008..000010}.tar") == ["a/x-000008.tar", "a/x-000009.tar", "a/x-000010.tar"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"splits": [{}]}'])
 def test_a_broken_description_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(FileNotFoundError, match=r"dataset\.json: is not the description"):
-        packed(str(tmp_path), "x-train")
+        open_split(str(tmp_path), "x-train")
 
 
 def test_an_absent_set_names_what_is_there_and_the_way_out(tmp_path: Path) -> None:
     describe(tmp_path, {})
-    data = Packed(str(tmp_path), train="y-train")
+    data = ShardFolder(str(tmp_path), train="y-train")
     with pytest.raises(
         FileNotFoundError,
-        match=r"no set 'y-train' \(it holds x-train\).*\.pack FOLDER .* --name y --split train.*photos\.yaml",
+        match=r"no set 'y-train' \(it holds x-train\).*`lightning pack FOLDER .* --name y --split train`.*photos\.yaml",
     ):
         data.train_dataloader()
-    with pytest.raises(FileNotFoundError, match=r"no val set: give data\.init_args\.val"):
+    with pytest.raises(FileNotFoundError, match=r"no val set: set val to the name of a packed set"):
         data.val_dataloader()
 
 
 def test_an_empty_set_is_an_error(tmp_path: Path) -> None:
     shards(tmp_path, 0)
     describe(tmp_path, {"x-train-000000.tar": 0})
-    data = Packed(str(tmp_path), train="x-train", val="x-train")
+    data = ShardFolder(str(tmp_path), train="x-train", val="x-train")
     for split, loader in (("train", data.train_dataloader), ("val", data.val_dataloader)):
         with pytest.raises(DataError, match=f"{split}: the set holds no sample"):
             loader()
@@ -209,7 +211,7 @@ def test_shards_behind_a_url_are_fetched_once(server: str, tmp_path: Path, monke
     monkeypatch.setenv("DIFFSR_CACHE", str(tmp_path / "cache"))
     paths = [Path(url) for url in shards(tmp_path / "served", 2, 3)]
     describe(tmp_path / "served", {path.name: count for path, count in zip(paths, (2, 3), strict=True)})
-    data = Packed(server, train="x-train", crop=8, batch_size=5, num_workers=2)
+    data = ShardFolder(server, train="x-train", crop=8, batch_size=5, num_workers=2)
     keys = next(iter(data.train_dataloader()))["key"]
     assert sorted(keys) == [f"x/{index:04d}" for index in range(5)]
     for path in paths:
@@ -225,7 +227,7 @@ def test_a_set_that_was_packed_anew_behind_its_url_is_fetched_anew(
         for index in range(count):
             save(tmp_path / str(count) / f"{index}.png", index)
         pack_folder(str(tmp_path / str(count)), str(tmp_path / "served"), "x", overwrite=True, workers=1)
-        source = packed(server, "x-train")
+        source = open_split(server, "x-train")
         assert [source.record(index).key for index in range(len(source))] == [f"x/{index}" for index in range(count)]
 
 
@@ -240,12 +242,12 @@ def test_a_shard_of_other_bytes_than_described_is_named(
         shard.seek(600)
         shard.write(b"?")
     with pytest.raises(BadSample, match=r"x-train-000000\.tar: its sha256 is \w+, not \w+"):
-        packed(server, "x-train").record(0)
+        open_split(server, "x-train").record(0)
 
 
 def test_a_scheme_that_nobody_opens_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    source = Shards(["s3://bucket/x.tar"], "x", counts=[3], cache=tmp_path / "cache")
+    source = ShardSource(["s3://bucket/x.tar"], "x", counts=[3], cache=tmp_path / "cache")
     with pytest.raises(BadSample, match=r"s3://bucket/x\.tar: .*give pipe:COMMAND"):
         source.record(0)
 
@@ -253,19 +255,19 @@ def test_a_scheme_that_nobody_opens_names_the_way_out(tmp_path: Path, monkeypatc
 def test_shards_named_by_url_need_no_description(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFSR_CACHE", str(tmp_path / "cache"))
     shards(tmp_path / "served", 2, 3)
-    data = Packed("", val=f"{server}/x-train-{{000000..000001}}.tar", num_workers=0)
+    data = ShardFolder("", val=f"{server}/x-train-{{000000..000001}}.tar", num_workers=0)
     assert [batch["key"] for batch in data.val_dataloader()] == [[f"x/{index:04d}"] for index in range(5)]
 
 
 def test_pipes_are_opened_by_webdataset(tmp_path: Path) -> None:
     (url,) = shards(tmp_path, 2)
-    source = Shards([f"pipe:cat {url}"], "x", cache=tmp_path / "cache")
+    source = ShardSource([f"pipe:cat {url}"], "x", cache=tmp_path / "cache")
     assert source.record(1).key == "x/0001"
 
 
 def test_an_absent_url_is_named(server: str, tmp_path: Path) -> None:
     (tmp_path / "served").mkdir()
-    source = Shards([f"{server}/gone.tar"], "x", counts=[3], cache=tmp_path / "cache")
+    source = ShardSource([f"{server}/gone.tar"], "x", counts=[3], cache=tmp_path / "cache")
     with pytest.raises(BadSample, match=r"gone\.tar sample 0: HTTP Error 404"):
         source.record(0)
 
@@ -274,7 +276,7 @@ def test_a_url_that_times_out_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar"
-        source = Shards([url], "x", counts=[3], cache=tmp_path / "cache", timeout=0.1)
+        source = ShardSource([url], "x", counts=[3], cache=tmp_path / "cache", timeout=0.1)
         with pytest.raises(BadSample, match=r"x\.tar: not fetched in 3 attempts: .*timed out"):
             source.record(0)
     assert not list((tmp_path / "cache").glob("*.tar"))
@@ -293,7 +295,7 @@ def test_a_connection_that_breaks_leaves_no_half_shard(tmp_path: Path, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=break_off, args=(server,), daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/x.tar"
-        source = Shards([url], "x", counts=[3], cache=tmp_path / "cache", timeout=5)
+        source = ShardSource([url], "x", counts=[3], cache=tmp_path / "cache", timeout=5)
         with pytest.raises(BadSample, match=r"closed after 100 of 10000 bytes"):
             source.record(0)
     assert not list((tmp_path / "cache").glob("*.tar"))

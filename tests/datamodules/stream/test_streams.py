@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.crops import CenterCrop, RandomCrop
-from datamodules.loader import Loader
-from datamodules.streams import DataError, EvalStream, Place, RawBatch, TrainStream, epoch_order
+from datamodules.stream.crops import CenterCrop, RandomCrop
+from datamodules.stream.loader import Loader
+from datamodules.stream.sources import DataError
+from datamodules.stream.streams import EvalStream, Rank, RawBatch, TrainStream, epoch_order
 from tests.datamodules.trees import Numbers
 
 CROP = RandomCrop(size=8, scale=4, seed=0)
 
 
-def stream(source: Numbers, batch_size: int = 3, place: Place = Place(), **options: object) -> TrainStream:
-    return TrainStream(source, CROP, batch_size, place, **options)  # type: ignore[arg-type]
+def stream(source: Numbers, batch_size: int = 3, rank: Rank = Rank(), **options: object) -> TrainStream:
+    return TrainStream(source, CROP, batch_size, rank, **options)  # type: ignore[arg-type]
 
 
 def take(training: TrainStream, batches: int, workers: int = 0, first: int = 0) -> list[RawBatch]:
@@ -52,7 +53,7 @@ def test_every_sample_once_an_epoch_over_ranks(groups: list[int], ranks: int) ->
     batches = 4 * len(source)
     seen: Counter[tuple[str, int]] = Counter()
     for rank in range(ranks):
-        for batch in take(stream(source, batch_size=2, place=Place(rank, ranks)), batches):
+        for batch in take(stream(source, batch_size=2, rank=Rank(rank, ranks)), batches):
             seen.update(zip(batch["key"], batch["draw"], strict=True))
     epochs = 2 * ranks * batches // len(source)
     expected = {(f"n/{index}", epoch): 1 for index in range(len(source)) for epoch in range(epochs)}
@@ -75,7 +76,7 @@ def test_a_stream_goes_on_at_any_batch(first: int, workers: int) -> None:
 def test_two_ranks_see_what_one_with_twice_the_batch_sees() -> None:
     source = Numbers([9, 2])
     one = take(stream(source, batch_size=4), 5)
-    two = [take(stream(source, batch_size=2, place=Place(rank, 2)), 5) for rank in range(2)]
+    two = [take(stream(source, batch_size=2, rank=Rank(rank, 2)), 5) for rank in range(2)]
     for whole, first, second in zip(one, *two, strict=True):
         assert whole["key"] == first["key"] + second["key"]
         assert torch.equal(whole["hr"], torch.cat([first["hr"], second["hr"]]))
@@ -148,7 +149,7 @@ def test_images_below_the_crop_are_named() -> None:
 def test_evaluation_sees_every_image_once(count: int, ranks: int, workers: int) -> None:
     keys = []
     for rank in range(ranks):
-        loader = Loader(EvalStream(Numbers([count]), CenterCrop(None, 4), 2, Place(rank, ranks)), workers)
+        loader = Loader(EvalStream(Numbers([count]), CenterCrop(None, 4), 2, Rank(rank, ranks)), workers)
         batches = list(loader)
         assert len(loader) == len(batches)
         keys += [key for batch in batches for key in batch["key"]]
@@ -157,7 +158,7 @@ def test_evaluation_sees_every_image_once(count: int, ranks: int, workers: int) 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_never_skips(workers: int) -> None:
-    with pytest.raises(DataError, match="an evaluation set must be whole: n/1: broken"):
+    with pytest.raises(DataError, match="an evaluation set must be complete: n/1: broken"):
         list(Loader(EvalStream(Numbers([3], damaged=[1]), CenterCrop(None, 4)), workers))
 
 

@@ -1,4 +1,4 @@
-"""Published archives: what they hold, and how a folder of images comes out of them."""
+"""Published archives of images: downloaded, checked and unpacked."""
 
 import hashlib
 import logging
@@ -7,8 +7,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.packing import PackError
-from datamodules.remote import download
+from datamodules.prepare.shard_writer import PackError
+from datamodules.stream.remote import download
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class Archive:
         url: official address.
         folder: the images, relative to where the archive is unpacked.
         images: how many there are.
-        digest: "sha256:..." or "md5:..." of the archive; None where nobody has published one.
+        digest: "sha256:..." or "md5:..." of the archive; None where no checksum is published.
     """
 
     url: str
@@ -30,34 +30,36 @@ class Archive:
     digest: str | None = None
 
 
-def obtain(archive: Archive, raw: Path, timeout: float = 30.0) -> Path:
-    """The folder of images below `raw`; if it is not there the archive is downloaded, checked and unpacked.
+def fetch_images(archive: Archive, raw: Path, timeout: float = 30.0) -> Path:
+    """The folder of images below `raw`; if it does not exist, the archive is downloaded, checked and unpacked.
 
     Raises:
-        PackError: it cannot be downloaded, or is damaged; the message says where to put the files by hand.
+        PackError: the archive cannot be downloaded, or is damaged; the message says where to put the files by hand.
     """
     folder = raw / archive.folder
     if folder.is_dir():
         return folder
+
     raw.mkdir(parents=True, exist_ok=True)
     file = raw / archive.url.rpartition("/")[2]
     try:
         if not file.exists():
-            _log.warning("%s is not there; downloading %s", folder, archive.url)
+            _log.warning("%s does not exist; downloading %s", folder, archive.url)
             download(archive.url, file, timeout, shown=True)
-        _check(file, archive)
+        _check_digest(file, archive)
         _unpack(file, raw)
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise PackError(
-            f"{folder} is not there, and {archive.url} could not be had ({error}): download it elsewhere and put it at "
-            f"{file}, or unpack it so that the {archive.images} images are in {folder}"
+            f"{folder} does not exist, and {archive.url} could not be downloaded and unpacked ({error}): download it "
+            f"elsewhere and put it at {file}, or unpack it so that the {archive.images} images are in {folder}"
         ) from error
+
     if not folder.is_dir():
-        raise PackError(f"{file}: unpacked, but holds no folder {archive.folder}")
+        raise PackError(f"{file}: was unpacked, but holds no folder {archive.folder}")
     return folder
 
 
-def _check(file: Path, archive: Archive) -> None:
+def _check_digest(file: Path, archive: Archive) -> None:
     if archive.digest is None:
         _log.warning("%s: no checksum is published for it, so it is not checked", file)
         return

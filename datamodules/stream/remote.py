@@ -1,4 +1,4 @@
-"""Files behind URLs, brought to this machine once, whole, and checked."""
+"""Files behind URLs: downloaded to this machine once, completely, and checked."""
 
 import hashlib
 import logging
@@ -36,28 +36,30 @@ def is_remote(url: str) -> bool:
 
 
 def fetch(url: str, cache: Path, timeout: float, digest: str | None = None) -> Path:
-    """Brings a remote file into `cache`, once for all processes of this machine.
+    """Downloads a remote file into `cache`, once for all processes of this machine.
 
     Args:
         url: where it is.
         cache: folder for it.
         timeout: seconds without a byte after which an attempt has failed.
-        digest: its sha256, which is checked; a file of another digest behind the same URL is another file.
+        digest: its sha256, which is checked. The cached file is named by it, so that a set which was packed again
+            behind the same URL is downloaded again.
 
     Raises:
-        OSError: it is not there (HTTP 4xx), or could not be fetched in three attempts.
+        OSError: there is no such file (HTTP 4xx), or it could not be fetched in three attempts.
     """
     name = urlsplit(url).path.rpartition("/")[2][-80:]
     target = cache / f"{hashlib.sha256((digest or url).encode()).hexdigest()[:16]}-{name}"
     if target.exists():
         return target
+
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         return target if target.exists() else _download_in_attempts(url, target, timeout, digest)
 
 
 def read(url: str, timeout: float) -> bytes:
-    """What stands behind a URL now; for small files that may change.
+    """The current content behind a URL, not cached; for small files that may change.
 
     Raises:
         OSError: see `fetch`.
@@ -68,7 +70,7 @@ def read(url: str, timeout: float) -> bytes:
 
 def _download_in_attempts(url: str, target: Path, timeout: float, digest: str | None = None) -> Path:
     for attempt in range(_ATTEMPTS):
-        time.sleep(2.0**attempt - 1)
+        time.sleep(2.0**attempt - 1)  # 0, 1 and 3 seconds
         try:
             return download(url, target, timeout, digest)
         except OSError as error:
@@ -83,24 +85,25 @@ def download(url: str, target: Path, timeout: float, digest: str | None = None, 
     """Writes what a URL holds to `target`, which appears when it is complete; with a progress bar if `shown`.
 
     Raises:
-        OSError: no connection, no answer within `timeout` seconds, fewer bytes than promised, or another sha256 than
-            `digest`.
+        OSError: there is no connection, no answer within `timeout` seconds, fewer bytes than announced, or a sha256
+            other than `digest`.
     """
     part = target.with_name(target.name + ".part")
-    seen = hashlib.sha256()
+    sha256 = hashlib.sha256()
     try:
         with closing(_open(url, timeout)) as stream, part.open("wb") as file:
-            promised = stream.headers["Content-Length"] if isinstance(stream, HTTPResponse) else None
+            announced = stream.headers["Content-Length"] if isinstance(stream, HTTPResponse) else None
             blocks = iter(partial(stream.read, _BLOCK), b"")
-            for block in track(blocks, target.name, int(promised or 0) // _BLOCK or None, disable=not shown):
+            for block in track(blocks, target.name, int(announced or 0) // _BLOCK or None, disable=not shown):
                 file.write(block)
-                seen.update(block)
-            if promised is not None and file.tell() != int(promised):
-                raise OSError(f"{url}: the connection closed after {file.tell()} of {promised} bytes")
+                sha256.update(block)
+            if announced is not None and file.tell() != int(announced):
+                raise OSError(f"{url}: the connection closed after {file.tell()} of {announced} bytes")
     except HTTPException as error:
         raise OSError(f"{url}: {error!r}") from error
-    if digest is not None and seen.hexdigest() != digest:
-        raise OSError(f"{url}: its sha256 is {seen.hexdigest()}, not {digest}")
+
+    if digest is not None and sha256.hexdigest() != digest:
+        raise OSError(f"{url}: its sha256 is {sha256.hexdigest()}, not {digest}")
     part.replace(target)
     return target
 
