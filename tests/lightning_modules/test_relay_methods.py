@@ -1,4 +1,4 @@
-"""EDM and Relay Diffusion as methods: hooks, sampling, overlays, import of published weights."""
+"""EDM and Relay Diffusion as methods: hooks, sampling, overlays."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import torch
 from kornia.filters import gaussian_blur2d
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from datamodules.batch import Batch
-from lightning_modules.checkpoint import CheckpointError, import_published
 from lightning_modules.diffusion import relay
 from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
 from lightning_modules.diffusion.guidance import SelfAttentionGuidance
@@ -211,34 +209,3 @@ def test_self_attention_guidance_stays_on_the_blurred_marginal() -> None:
     blurred = gaussian_blur2d(x0, (9, 9), (1.0, 1.0))
     noise = x_t - process.mean(x0=x0, anchor=x0, t=t)
     assert torch.allclose(asked[1], process.mean(x0=blurred, anchor=x0, t=t) + noise, atol=1e-5)
-
-
-def test_published_weights_are_read_from_safetensors_alone(tmp_path: Path) -> None:
-    golden = load_file(GOLDENS / "rdm_network.safetensors")
-    state = {key.removeprefix("weights/"): value for key, value in golden.items() if key.startswith("weights/")}
-    save_file(state, tmp_path / "weights.safetensors")
-    unet = ADMUNet(
-        img_resolution=16,
-        model_channels=8,
-        channel_mult=(1, 2),
-        num_blocks=1,
-        attn_resolutions=(8,),
-        channels_per_head=8,
-        label_dim=4,
-        augment_dim=9,
-    )
-    model = method(network=unet)
-    import_published(model, tmp_path / "weights.safetensors")
-    output = unet.eval()(golden["inputs/x"], golden["inputs/label"])
-    assert torch.allclose(output, golden["outputs/output"], atol=1e-5)
-
-    save_file({**state, "model.extra.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match=r"other.safetensors: .*unknown network.extra.weight"):
-        import_published(model, tmp_path / "other.safetensors")
-    wider = {key: value * 2 if key.endswith("resample_filter") else value for key, value in state.items()}
-    save_file(wider, tmp_path / "wider.safetensors")
-    with pytest.raises(CheckpointError, match="another filter than the 2x2 box"):
-        import_published(model, tmp_path / "wider.safetensors")
-    torch.save({"ema": unet}, tmp_path / "pickled.pt")
-    with pytest.raises(CheckpointError, match=r"pickled.pt: .*could execute code"):
-        import_published(model, tmp_path / "pickled.pt")

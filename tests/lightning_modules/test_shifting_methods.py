@@ -1,4 +1,4 @@
-"""ResShift and DoSSR as modules: what the network is shown, training, several draws, and published weights."""
+"""ResShift and DoSSR as modules: what the network is shown, training, several draws."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batch import Batch
 from lightning_modules import resshift
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import CheckpointError, import_published, load_network
+from lightning_modules.checkpoint import CheckpointError, load_network
 from lightning_modules.cli import CONFIGS, configured_model, main
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.parameterization import AnchorResidual, Clean, ShiftedEpsilon
@@ -200,24 +200,6 @@ def test_no_perceptual_network_is_loaded_to_predict(monkeypatch: pytest.MonkeyPa
     make_resshift().setup("fit")
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
-def test_published_resshift_weights(tmp_path: Path, prefix: str) -> None:
-    source, target = trained(make_resshift), make_resshift()
-    state = {f"{prefix}{key}": value for key, value in source.network.state_dict().items()}
-    state |= {f"{prefix}input_blocks.1.1.blocks.1.attn_mask": torch.zeros(1)}
-    state |= {f"{prefix}input_blocks.1.1.blocks.1.attn.relative_position_index": torch.zeros(1)}
-    torch.save({"state_dict": state}, tmp_path / "published.pth")
-    import_published(target, tmp_path / "published.pth")
-    batch = make_batch()
-    torch.testing.assert_close(target.super_resolve(batch), source.super_resolve(batch))
-
-
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    torch.save(make_resshift(network=UNetSwin(**SWIN, image_halvings=1)).network.state_dict(), tmp_path / "x2.pth")
-    with pytest.raises(CheckpointError, match=r"x2.pth: .*feature_extractor|x2.pth: .*shape|x2.pth: .*size mismatch"):
-        import_published(make_resshift(), tmp_path / "x2.pth")
-
-
 MODEL = "--model.init_args"
 VQ, RESTORER = f"{MODEL}.space.init_args.autoencoder.init_args.weights", f"{MODEL}.restorer_weights"
 
@@ -228,7 +210,7 @@ VQ, RESTORER = f"{MODEL}.space.init_args.autoencoder.init_args.weights", f"{MODE
         ("resshift_pixel", f"{MODEL}.sampler.init_args.steps", "16", r"with 16: set the sampler's steps to 1 to 15"),
         ("dossr_pixel", f"{MODEL}.sampler.init_args.steps", "500", r"with 500: set the sampler's steps to 1 to 499"),
         ("resshift_pixel", f"{MODEL}.perceptual_weight", "1", r"torchvision.*perceptual_weight 0"),
-        ("resshift", VQ, "none", r"none: no VQModel.*config\.json.*python -m lightning_modules\.published_autoencoder"),
+        ("resshift", VQ, "none", r"none: no VQModel.*config\.json.*lightning import .*--autoencoder"),
         ("dossr_sd21", RESTORER, "none.pth", rf"none\.pth: no such.*RealESRNet_x4plus\.pth.*{RESTORER}"),
     ],
 )

@@ -1,6 +1,5 @@
-"""SR3 as a module: times and levels in training, sizes, samplers after training, YODA, published weights."""
+"""SR3 as a module: times and levels in training, sizes, samplers after training, YODA."""
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
-from lightning_modules.checkpoint import CheckpointError, import_published
 from lightning_modules.diffusion.parameterization import Clean, Epsilon
 from lightning_modules.diffusion.region import Yoda
 from lightning_modules.diffusion.relay import Relay
@@ -172,49 +170,3 @@ def test_yoda_leaves_the_enlarged_image_where_nothing_diffuses() -> None:
     assert torch.equal(images[..., 8:], batch["up"][..., 8:])
     assert not torch.allclose(images[..., :8], batch["up"][..., :8], atol=0.1)
     assert not torch.allclose(images[..., :8], host[..., :8], atol=1e-3)  # the network sees the other half
-
-
-def published(model: SR3, **changes: Tensor) -> OrderedDict[str, Tensor]:
-    """A state dict as the public code saves it: float32 rows of the schedule, then the network."""
-    process = model.process
-    assert isinstance(process, VP)
-    rows = {name: row.float() for name, row in process.schedule.table().items()}
-    network = {f"denoise_fn.{name}": value for name, value in model.network.state_dict().items()}
-    return OrderedDict({**rows, **network, **changes})
-
-
-@pytest.mark.parametrize("conditioning", ["level", "index"])
-def test_published_weights_are_imported_whole(tmp_path: Path, conditioning: Any) -> None:
-    arguments: dict[str, Any] = {"sizes": {"conditioning": conditioning}, "parameterization": Epsilon(conditioning)}
-    source, target = make_sr3(**arguments), make_sr3(**arguments)
-    for parameter in target.network.parameters():
-        nn.init.zeros_(parameter)
-    state = published(source)
-    adapted = target.adapt_published(state)
-    assert {f"denoise_fn.{name.removeprefix('network.')}" for name in adapted} | set(
-        source.process.schedule.table()
-    ) == set(state)
-    torch.save(state, tmp_path / "I640000_E37_gen.pth")
-    import_published(target, tmp_path / "I640000_E37_gen.pth")
-    torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({"schedule": Linear(STEPS, 1e-4, 0.1)}, "betas: the file has 50 values, 0.0001 to 0.1, the configured"),
-        ({"schedule": Linear(40, 1e-4, 0.2)}, "betas: the file has 40 values"),
-        ({"sizes": {"channel_mults": (1, 4)}}, r"size mismatch for network\.downs\.3"),
-        ({"sizes": {"res_blocks": 2}}, r"the weights do not fit SR3 as configured: .*network\.ups\.1"),
-        (
-            {"sizes": {"conditioning": "index"}, "parameterization": Epsilon("index")},
-            r"missing network\.downs\.1\.res_block\.noise_func",
-        ),
-    ],
-)
-def test_weights_of_another_configuration_are_refused(tmp_path: Path, other: dict[str, Any], message: str) -> None:
-    path = tmp_path / "I1_E1_gen.pth"
-    torch.save(published(make_sr3(**other)), path)
-    with pytest.raises(CheckpointError, match=message) as raised:
-        import_published(make_sr3(), path)
-    assert str(path) in str(raised.value)

@@ -13,6 +13,7 @@ from lightning_modules.diffusion.parameterization import Noised, Preconditioned
 from lightning_modules.diffusion.relay import Relay, block_noise, dct_basis, patch_product
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.networks.unet_adm import ADMUNet
+from lightning_modules.published import edm
 from lightning_modules.relay import EDM
 from tests.parity.harness import Check, Comparison, Fixture
 
@@ -171,7 +172,7 @@ def network(fixture: Fixture) -> Iterator[Comparison]:
         sampler=EDMHeun(1),
         lr_condition="none",
     )
-    method.load_state_dict(method.adapt_published(fixture.weights))
+    method.load_state_dict(edm.adapt(method, fixture.weights))
     actual = method.network.eval()(fixture.inputs["x"], fixture.inputs["label"])
     yield Comparison("output", actual, fixture.outputs["output"], atol=1e-5)
 

@@ -14,6 +14,7 @@ from lightning_modules.diffusion.schedules import Constant, Cosine, Harmonic, Li
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import VP
 from lightning_modules.networks.unet_sr3 import Conditioning, SR3UNet
+from lightning_modules.published import schedule_table
 from lightning_modules.sr3 import SR3
 from tests.parity.harness import Comparison, Fixture
 
@@ -84,7 +85,7 @@ def check_trajectory(fixture: Fixture) -> Iterator[Comparison]:
     """Schedule, noise levels, predicted noise and state at every step, and one value of the training loss."""
     expected, batch = fixture.outputs, batch_of(fixture)
     model = sr3_of(fixture, schedule_of(fixture.config["schedule"], fixture.config["T"]))
-    table = model.process.schedule.table()
+    table = schedule_table.table(model.process.schedule)
     for name in ("betas", "alphas_cumprod"):
         yield Comparison(name, table[name].float(), expected[name], rtol=1e-6)
     states, levels, predictions = [], [], []

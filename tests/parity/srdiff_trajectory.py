@@ -14,6 +14,7 @@ from lightning_modules.diffusion.space import Residual
 from lightning_modules.diffusion.vp import VP
 from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.unet_srdiff import SRDiffUNet
+from lightning_modules.published.srdiff import adapt
 from lightning_modules.srdiff import SRDiff
 from tests.parity.harness import Comparison, Fixture
 
@@ -33,7 +34,7 @@ def srdiff_of(fixture: Fixture, region: Region | None = None) -> SRDiff:
         region=region,
         norm="l1",
     )
-    model.load_state_dict(model.adapt_published(fixture.weights))
+    model.load_state_dict(adapt(model, fixture.weights))
     return model.eval()
 
 
