@@ -15,6 +15,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
+from lightning_modules.published.basicsr_names import rrdb
 from lightning_modules.super_resolver import SuperResolver
 
 
@@ -91,7 +92,7 @@ def model_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, A
     if class_path is None or "state_dict" not in checkpoint:
         raise CheckpointError(
             f"{path}: was not written by a training run of this project; weights that a paper published are converted "
-            "first: python -m lightning_modules.checkpoint --help"
+            "first: lightning import --help"
         )
     return {"class_path": class_path, "init_args": _without_private(hparams)}
 
@@ -169,19 +170,6 @@ def published_state(path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def import_published(model: SuperResolver, path: str | Path) -> None:
-    """Loads published weights into `model`; every tensor is used once and none is left at its initial value.
-
-    Raises:
-        CheckpointError: the file does not fit the model's configuration; the first differing keys are named.
-    """
-    state = published_state(path)
-    try:
-        model.load_state_dict(model.adapt_published(state))
-    except (ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
 def load_network(network: nn.Module, path: str | Path) -> None:
     """Loads a pretrained part: the `network` of one of our checkpoints, or the bare state dict of a published one.
 
@@ -190,16 +178,16 @@ def load_network(network: nn.Module, path: str | Path) -> None:
     """
     content = read_checkpoint(path)
     ours = "_class_path" in content.get("hyper_parameters", {})
-    state = rename_prefixes(content["state_dict"], {"network.": ""}) if ours else published_state(path)
+    state = rename_prefixes(content["state_dict"], {"network.": ""}) if ours else rrdb(published_state(path))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path}: does not fit {type(network).__name__} as configured: {misfit(error)}"
+            f"{path}: does not fit {type(network).__name__} as configured: {first_mismatches(error)}"
         ) from error
 
 
-def misfit(error: RuntimeError) -> str:
+def first_mismatches(error: RuntimeError) -> str:
     """The beginning of what `load_state_dict` found wrong, which may be hundreds of keys."""
     return "; ".join(shorten(line, 160, placeholder=" ...") for line in str(error).splitlines()[1:3])
 
@@ -211,24 +199,6 @@ def rename_prefixes(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) ->
         old = next((prefix for prefix in prefixes if key.startswith(prefix)), "")
         renamed[prefixes.get(old, "") + key.removeprefix(old)] = value
     return renamed
-
-
-def main() -> None:
-    """`python -m lightning_modules.checkpoint FILE --config configs/x.yaml --out x.ckpt`: converts a published file."""
-    from lightning_modules.cli import ConfigError, configured_model  # the command line needs this module, too
-
-    parser = argparse.ArgumentParser(description="Converts weights that a paper published into a checkpoint.")
-    parser.add_argument("file", help="the published .pth, .ckpt or .safetensors file")
-    parser.add_argument("--config", required=True, help="the experiment whose model the weights belong to")
-    parser.add_argument("--out", required=True, help="where to write the checkpoint")
-    arguments = parser.parse_args()
-    try:
-        model, config = configured_model(arguments.config)
-        import_published(model, arguments.file)
-    except (CheckpointError, ConfigError) as error:
-        parser.exit(1, f"error: {error}\n")
-    write_checkpoint(model, config, arguments.out)
-    print(f"{arguments.out}: {sum(value.numel() for value in model.state_dict().values()):,} numbers")
 
 
 def write_checkpoint(model: SuperResolver, config: Mapping[str, Any], path: str | Path) -> None:
@@ -248,7 +218,3 @@ def write_checkpoint(model: SuperResolver, config: Mapping[str, Any], path: str 
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)
-
-
-if __name__ == "__main__":
-    main()

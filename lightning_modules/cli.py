@@ -99,7 +99,7 @@ class CLI(LightningCLI):
         if untrained and self.config[subcommand].ckpt_path is None:
             raise CheckpointError(
                 f"{type(self.model).__name__} has only its initial weights to {subcommand} with: give a checkpoint as "
-                "--ckpt_path (one of published weights: python -m lightning_modules.checkpoint --help)"
+                "--ckpt_path (one of published weights: lightning import --help)"
             )
 
     before_validate = before_predict = before_test

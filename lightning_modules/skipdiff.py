@@ -140,8 +140,8 @@ class SkipDiff(SuperResolver):
             raise ValueError(
                 f"the policy was trained on another base than {self.base_checkpoint}: the weights of its own have the "
                 f"SHA-256 {_hex(stored)}..., these {_hex(self.base_fingerprint)}... Give its own base as "
-                "--model.init_args.base_checkpoint, train a policy for this one, or use it with this one knowingly, as "
-                "the sampler lightning_modules.skipping.policy_sampler.PolicySampler"
+                "--model.init_args.base_checkpoint, train a policy for this one, or use it with this one knowingly: "
+                "--config configs/sampler/skip_policy.yaml"
             )
         return super().load_state_dict(state_dict, strict, assign)
 

@@ -121,7 +121,13 @@ class SuperResolver(LightningModule, ABC):
         return frozen
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves frozen weights out; they come from their own source."""
+        """Leaves out frozen weights, which come from their own source, and arguments that are objects.
+
+        The command describes a model by plain values, from which it is rebuilt. A model made in Python is described by
+        its parts themselves, which no safe reader would load.
+        """
+        if "_class_path" not in checkpoint.get("hyper_parameters", {}):
+            checkpoint.pop("hyper_parameters", None)
         for key in self.frozen_keys():
             checkpoint["state_dict"].pop(key, None)
 

@@ -1,1 +1,1 @@
-"""Weights that papers published, made ours: one adapter per method, found by the name of the method's module."""
+"""Adapters of weights that papers published: one per method, found by the name of the method's module."""

@@ -32,7 +32,7 @@ def convert(path: str | Path, folder: str | Path, architecture: Mapping[str, Any
     Raises:
         CheckpointError: the file is unusable, or not of this architecture.
     """
-    from diffusers import VQModel  # takes seconds
+    from diffusers import VQModel  # takes seconds to import
 
     model = VQModel(**architecture)
     try:

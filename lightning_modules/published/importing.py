@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, cast
 
 from torch import Tensor
@@ -47,33 +48,21 @@ def adapter_of(method: type[SuperResolver]) -> Adapter:
         package, _, name = ancestor.__module__.rpartition(".")
         if package == METHODS and find_spec(f"{ADAPTERS}.{name}") is not None:
             return cast(Adapter, import_module(f"{ADAPTERS}.{name}").adapt)
-    raise ValueError(f"{method.__name__} has no published weights to import; {ADAPTERS} holds the methods that have")
+
+    modules = [module.name for module in iter_modules(import_module(ADAPTERS).__path__)]
+    known = sorted(name for name in modules if find_spec(f"{METHODS}.{name}") is not None)
+    raise ValueError(f"{method.__name__} has no published weights to import; these methods have: {', '.join(known)}")
 
 
-def import_checkpoint(file: str | Path, config: str | Path, out: str | Path) -> str:
-    """Writes the published weights in `file` as a checkpoint of the model that `config` describes.
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`lightning import FILE --config YAML --out CKPT`, or `lightning import FILE --autoencoder --out FOLDER`.
 
-    Returns:
-        What was written, in words.
+    Args:
+        arguments: Everything after `lightning import`; None for those that the process was started with.
 
     Raises:
         CheckpointError: the file is unusable or does not fit the model.
         ConfigError: the config cannot be read.
-    """
-    model, resolved = configured_model(config)
-    import_weights(model, file)
-    write_checkpoint(model, resolved, out)
-
-    stored = model.state_dict().keys() - model.frozen_keys()
-    numbers = sum(value.numel() for key, value in model.state_dict().items() if key in stored)
-    return f"{out}: {numbers:,} numbers of {type(model).__name__}"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command.
-
-    Args:
-        arguments: Everything after `lightning import`; None for those that the process was started with.
     """
     parser = argparse.ArgumentParser(
         prog="lightning import", description="Converts weights that a paper published into a checkpoint."
@@ -90,12 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, metavar="PATH", help="the checkpoint or folder to write")
     asked = parser.parse_args(arguments)
 
-    try:
-        if asked.autoencoder:
-            convert(asked.file, asked.out)
-            written = f"{asked.out}: config.json and diffusion_pytorch_model.safetensors"
-        else:
-            written = import_checkpoint(asked.file, asked.config, asked.out)
-    except (CheckpointError, ModuleNotFoundError, ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
-    print(written)
+    if asked.autoencoder:
+        convert(asked.file, asked.out)
+        print(f"{asked.out}: config.json and diffusion_pytorch_model.safetensors")
+        return
+
+    model, config = configured_model(asked.config)
+    import_weights(model, asked.file)
+    write_checkpoint(model, config, asked.out)
+    frozen = model.frozen_keys()  # the checkpoint leaves them out
+    numbers = sum(value.numel() for key, value in model.state_dict().items() if key not in frozen)
+    print(f"{asked.out}: {numbers:,} numbers of {type(model).__name__}")

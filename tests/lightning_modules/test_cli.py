@@ -12,7 +12,6 @@ import torch
 import yaml
 from PIL import Image
 
-from lightning_modules.checkpoint import main as convert
 from lightning_modules.checkpoint import write_checkpoint
 from lightning_modules.cli import ConfigError, configured_model, expand, layers, main, run, take_option
 from tests.tiny.experiments import CONFIGS, TINY, arguments, tiny_overlays
@@ -169,30 +168,6 @@ def test_a_model_that_nobody_trained_is_not_scored(
     said = fail(monkeypatch, capsys, ["test", *arguments(SRDIFF)])
     assert "SRDiff has only its initial weights to test with" in said and "--ckpt_path" in said
     assert not list(tmp_path.rglob("*.csv"))
-
-
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        ("compose: [nowhere.yaml]", "nowhere.yaml: no such config file"),
-        ("modl: 1", "Option 'modl' is not accepted"),
-        ("trainer: {}", "describes no model"),
-    ],
-)
-def test_conversion_names_what_is_wrong_with_a_config(
-    content: str,
-    named: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    config = tmp_path / "x.yaml"
-    config.write_text(content)
-    monkeypatch.setattr(sys, "argv", ["checkpoint", "x.pth", "--config", str(config), "--out", "x.ckpt"])
-    with pytest.raises(SystemExit) as stopped:
-        convert()
-    assert stopped.value.code == 1
-    assert named in capsys.readouterr().err
 
 
 def test_conversion_takes_the_config_of_a_run(trained: Path) -> None:

@@ -232,7 +232,7 @@ def test_the_gradient_of_lpips_passes_the_quantisation(tiny: Path) -> None:
 
 def test_tiles_and_yoda_are_overlays_on_the_experiment(tiny: Path, tmp_path: Path) -> None:
     layers = [*arguments(CONFIGS / "dossr_sd21.yaml")[1::2]]
-    layers += [str(CONFIGS / name) for name in ("method/dossr_tiled.yaml", "region/yoda_sobel.yaml")]
+    layers += [str(CONFIGS / name) for name in ("variant/dossr_tiled.yaml", "region/yoda_sobel.yaml")]
     (tmp_path / "composed.yaml").write_text(yaml.safe_dump({"compose": layers}))
     model, _ = configured_model(tmp_path / "composed.yaml")
     assert isinstance(model, DoSSRStableDiffusion) and isinstance(model.region, YODA)

@@ -14,7 +14,7 @@ from torchmetrics import MeanAbsoluteError
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import CheckpointError, import_published, load_method, write_checkpoint
+from lightning_modules.checkpoint import CheckpointError, load_method, write_checkpoint
 from lightning_modules.diffusion.parameterization import Clean
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.samplers import Ancestral
@@ -320,18 +320,6 @@ def test_another_base_is_refused(trained: tuple[SkipDiff, str], base: Any, tmp_p
     for name, value in sorted(model.base.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode() + value.numpy().tobytes())
     assert bytes(model.base_fingerprint.tolist()) == digest.digest()
-
-
-def test_a_policy_in_the_released_names_is_imported(base: Any, tmp_path: Path) -> None:
-    released = SkipPolicy(channels=(4, 4), kernels=(5, 3), resize=16, hidden=None, norm="batch", decisions=None)
-    torch.save(released.state_dict(), tmp_path / "policy.pth")
-    model = skipdiff(base("image"), policy=small_policy(hidden=None, norm="batch", decisions=None))
-    import_published(model, tmp_path / "policy.pth")
-    for key, value in released.state_dict().items():
-        assert torch.equal(model.policy.state_dict()[key], value)
-    other = skipdiff(base("image"), policy=small_policy())
-    with pytest.raises(CheckpointError, match=r"policy.pth: the weights do not fit SkipDiff"):
-        import_published(other, tmp_path / "policy.pth")
 
 
 def test_a_base_without_such_levels_is_refused(base: Any) -> None:

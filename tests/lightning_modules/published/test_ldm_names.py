@@ -6,8 +6,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, VQModel
 from diffusers.loaders import single_file_utils
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lightning_modules.networks import ldm_names
 from lightning_modules.networks.sd21 import controlnet_for
+from lightning_modules.published import ldm_names
 from tests.tiny.published import State, in_order, ldm_autoencoder, ldm_unet, open_clip
 from tests.tiny.stable_diffusion import TEXT, UNET, VAE, VQ
 
