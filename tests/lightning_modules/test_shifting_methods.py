@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from lightning_modules.diffusion.region import Yoda
 from lightning_modules.diffusion.resshift import ResShift as ResShiftProcess
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -23,10 +22,12 @@ from lightning_modules.cli import main
 from lightning_modules.config import CONFIGS, configured_model
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.parameterization import AnchorResidual, Clean, ShiftedEpsilon
+from lightning_modules.diffusion.residual_shift import ResidualShift
 from lightning_modules.diffusion.samplers import Ancestral
 from lightning_modules.diffusion.schedules import ScaledLinear
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import DomainShift
+from lightning_modules.diffusion.yoda import YODA
 from lightning_modules.dossr import DoSSR
 from lightning_modules.networks.attention_maps import Sobel
 from lightning_modules.networks.rrdb import RRDBNet
@@ -42,7 +43,7 @@ SWIN |= {"swin_width": 32, "head_channels": 16, "window": 4}
 def make_resshift(**arguments: Any) -> ResShift:
     defaults: dict[str, Any] = {
         "network": UNetSwin(**SWIN, zero_output=True),
-        "process": ResShiftProcess(steps=4, min_noise_level=0.2),
+        "process": ResidualShift(steps=4, min_noise_level=0.2),
         "parameterization": AnchorResidual("index", input_scale="pixel"),
         "space": Pixels(),
         "sampler": Ancestral(4),
@@ -117,7 +118,7 @@ def test_sizes_beyond_the_stride_are_padded_and_cropped(make: Any) -> None:
 
 @pytest.mark.parametrize("make", METHODS)
 def test_yoda_is_an_overlay(make: Any) -> None:
-    method = make(region=Yoda(Sobel(), lower_bound=0.2))
+    method = make(region=YODA(Sobel(), lower_bound=0.2))
     batch = make_batch()
     assert method.super_resolve(batch).isfinite().all()
     assert fit(method, 1)
@@ -131,8 +132,8 @@ def test_other_parameterizations_of_dossr_sample(parameterization: Clean) -> Non
 
 def test_resshift_can_be_shown_the_image_as_it_came() -> None:
     batch = make_batch()
-    assert make_resshift(condition_on="lr").condition(batch)["image"] is batch["lr"]
-    assert make_resshift().condition(batch)["image"] is batch["up"]
+    for method, shown in ((make_resshift(condition_on="lr"), "lr"), (make_resshift(), "up")):
+        assert method.condition(*method.anchored(batch))["image"] is batch[shown]
 
 
 def trained(make: Any) -> DiffusionModule:
@@ -187,9 +188,9 @@ def test_perceptual_term(monkeypatch: pytest.MonkeyPatch) -> None:
     method.setup("fit")
     assert asked == ["vgg"]
     assert "perceptual.weight" in method.frozen_keys()
-    noised = method.noised(batch)
+    noised = method.noised(*method.anchored(batch))
     output = torch.zeros_like(noised.x0, requires_grad=True)
-    term = method.extra_losses(batch, noised, output)["lpips"]
+    term = method.losses(batch, noised, output)["lpips"]
     torch.testing.assert_close(term, 0.5 * (noised.anchor.clamp(-1, 1) - batch["hr"]).abs().mean())
     term.backward()
     assert output.grad is not None and output.grad.abs().sum() > 0
