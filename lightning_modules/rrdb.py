@@ -45,7 +45,7 @@ class RRDBRegressor(SuperResolver):
         return image
 
     def protocol(self) -> str:
-        """"regression": one evaluation of the network, nothing is sampled."""
+        """Returns "regression": one evaluation of the network, nothing is sampled."""
         return "regression"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
