@@ -1,4 +1,4 @@
-"""ResShift: a short chain of residual shifts, trained from scratch (arXiv:2307.12348, journal arXiv:2403.07319)."""
+"""ResShift: a short Markov chain from the degraded to the clean image (arXiv:2307.12348, journal arXiv:2403.07319)."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from lightning_modules.metrics.lpips import lpips
 
 
 class ResShift(DiffusionModule):
-    """Shows the network the low-resolution image: in latents as it came (`condition_on: lr`), in pixels enlarged.
+    """Conditions the network on the low-resolution image: as it is in latents (`condition_on: lr`), enlarged in pixels.
 
     Args:
-        perceptual_weight: Weight of an LPIPS term (VGG) between the decoded estimate and the target, as in the journal
-            version, which takes 1; 0 leaves it out.
+        perceptual_weight: Weight of LPIPS (VGG) between the decoded estimate and the target, as in the journal
+            version, where it is 1; 0 leaves the term out.
         **diffusion: See `DiffusionModule`.
     """
 

@@ -238,7 +238,7 @@ def test_a_base_that_writes_velocities_is_refused(written: str, isolated_environ
     if written == "epsilon":
         assert configured_model(tmp_path / "other.yaml")
         return
-    with pytest.raises(CheckpointError, match=r"sd21/scheduler: this base writes v_prediction.*2-1-base.*network"):
+    with pytest.raises(CheckpointError, match=r"sd21/scheduler: .*weights is v_prediction.*2-1-base.*network"):
         configured_model(tmp_path / "other.yaml")
 
 

@@ -382,7 +382,7 @@ def test_the_verdict_names_the_winner(base: Any) -> None:
     model = skipdiff(base("clock"))
     batch = images_of("clock", 4)
     model.eval()
-    for right, message in ((1, "is paid as much as the policy"), (0, "wins: it is paid")):
+    for right, message in ((1, "gets as much reward as the policy"), (0, "wins: it gets")):
         decider = Pattern([run == right for run in RULE] + [True])
         sr = model.rollouts.images(batch, {"policy": decider})["policy"]
         model.table.reset()

@@ -70,7 +70,7 @@ def test_observation_is_the_sample_itself_at_its_own_size() -> None:
 
 def test_too_many_decisions_for_the_index_embedding_are_refused() -> None:
     policy = SkipPolicy(channels=(4,), kernels=(3,), resize=8, hidden=4, decisions=3)
-    with pytest.raises(ValueError, match="knows 3 decisions and is asked for number 4"):
+    with pytest.raises(ValueError, match="built for 3 decisions, but is asked for decision 4"):
         policy.sequence(torch.randn(4, 1, 3, 8, 8))
 
 

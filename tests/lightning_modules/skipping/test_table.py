@@ -37,7 +37,7 @@ def decisions_of(images: Tensor) -> Decisions:
         with torch.no_grad():
             for k in range(5):
                 decider.decide(k, x, forced=k == 4)
-        decisions.note(decider)
+        decisions.record(decider)
     return decisions
 
 
@@ -70,7 +70,7 @@ def test_the_table_says_who_wins(capsys: pytest.CaptureFixture[str]) -> None:
     table.print()
     printed = " ".join(capsys.readouterr().out.split())
     assert "means over 3 images" in printed
-    assert "The best static subset (101) wins: it is paid 0.25 more than the policy" in printed
+    assert "The best static subset (101) wins: it gets 0.25 more reward than the policy" in printed
     assert "runs: [true, false, true]" in printed
     for name in table.subsets:
         table.subsets[name] -= 3
