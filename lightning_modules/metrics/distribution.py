@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from lightning_modules.metrics.library import built_from, require
+from lightning_modules.metrics.library import require, torch_hub
 from lightning_modules.metrics.score import SetScore
 from lightning_modules.metrics.weights import WeightFile, obtain
 
@@ -61,11 +61,10 @@ class Distribution(SetScore):
         """See `Loadable.load`."""
         if self.network is not None:
             return
-        require(("torch_fidelity",), "fid", "FID")
-        path = obtain(FILE, self.weights, needed_by="FID")
-        with built_from({f"checkpoints/{FILE.name}": path}, "FID"):
+        with torch_hub("FID"):
+            require(("torch_fidelity",), "fid", "FID")
+            path = self.record(obtain(FILE, self.weights, needed_by="FID"))
             self.network = _inception(str(path))
-        self.record(path)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
@@ -134,8 +133,10 @@ def precision_and_recall(a: Tensor, b: Tensor, neighbours: int) -> tuple[float, 
 
 def _share_inside(points: Tensor, manifold: Tensor, neighbours: int) -> float:
     # The nearest neighbour of a row is itself, hence k + 1.
-    radii = torch.cat([torch.cdist(some, manifold).kthvalue(neighbours + 1).values for some in manifold.split(ROWS)])
-    inside = [(torch.cdist(some, manifold) <= radii).any(dim=1) for some in points.split(ROWS)]
+    radii = torch.cat(
+        [torch.cdist(some, manifold).kthvalue(neighbours + 1).values for some in torch.split(manifold, ROWS)]
+    )
+    inside = [(torch.cdist(some, manifold) <= radii).any(dim=1) for some in torch.split(points, ROWS)]
     return float(torch.cat(inside).double().mean())
 
 

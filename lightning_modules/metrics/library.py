@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.metrics.score import MissingPackageError, NoReferenceScore
+from lightning_modules.metrics.score import UNAVAILABLE, MissingPackageError, NoReferenceScore
 from lightning_modules.metrics.weights import WeightFile, WeightsError, cache_folder, obtain
 
 
@@ -46,19 +46,15 @@ class LibraryScore(NoReferenceScore):
         """See `Loadable.load`."""
         if self.network is not None:
             return
-        require(self.packages, self.extra, self.name)
         if self.weights is not None and not self.needed:
             raise WeightsError(f"{self.name}: its package reads its weights itself, so `weights` cannot be given")
 
         given = [self.weights, *[None] * len(self.needed)]
-        found = {
-            place: obtain(file, path, needed_by=self.name)
-            for (place, file), path in zip(self.needed.items(), given, strict=False)
-        }
-        with built_from(found, self.name):
+        with torch_hub(self.name) as hub:
+            require(self.packages, self.extra, self.name)
+            for (place, file), path in zip(self.needed.items(), given, strict=False):
+                link(self.record(obtain(file, path, needed_by=self.name)), hub / place)
             self.network = self.build().requires_grad_(False).eval()
-        for path in found.values():
-            self.record(path)
 
     @torch.no_grad()
     def judge(self, image: Tensor) -> Tensor:
@@ -85,34 +81,38 @@ def require(packages: tuple[str, ...], extra: str, needed_by: str) -> None:
 
 
 @contextmanager
-def built_from(files: Mapping[str, Path], needed_by: str) -> Iterator[None]:
-    """Lets a package that reads from torch's hub folder find our files there, executing nothing of them.
+def torch_hub(needed_by: str) -> Iterator[Path]:
+    """A folder of our own in the place of torch's hub, from which packages read while a score is built.
+
+    Nothing that is read inside executes code, unless a package does so by itself.
 
     Raises:
-        WeightsError: what was done inside failed, for instance because the package tried to download something else.
+        WeightsError: a package failed inside, for instance because it tried to download something else.
     """
     hub = cache_folder() / "hub"
-    for place, path in files.items():
-        link = hub / place
-        link.parent.mkdir(parents=True, exist_ok=True)
-        fresh = link.with_name(f"{link.name}.{os.getpid()}")
-        fresh.symlink_to(path.resolve())
-        fresh.replace(link)  # in one step, since other processes may be reading
-
     folder_before, safe_before = torch.hub.get_dir(), os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     torch.hub.set_dir(hub)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        yield
+        yield hub
+    except UNAVAILABLE:
+        raise
     except Exception as error:  # other packages raise what they like
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        read = ", ".join(map(str, files.values())) or "its own download"
         raise WeightsError(
-            f"{needed_by}: its package could not build it from {read} ({reason}). Without a network, copy the cache of "
-            "the package from a machine where this score has run once"
+            f"{needed_by}: its package could not build it ({reason}). Without a network, copy the package's cache from "
+            "a machine where this score has run once"
         ) from error
     finally:
         torch.hub.set_dir(folder_before)
         os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
         if safe_before is not None:
             os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = safe_before
+
+
+def link(path: Path, place: Path) -> None:
+    """Makes `place` name a file, in one step, since other processes may be reading."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place.with_name(f"{place.name}.{os.getpid()}")
+    fresh.symlink_to(path.resolve())
+    fresh.replace(place)

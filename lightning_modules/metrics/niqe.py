@@ -146,7 +146,7 @@ def features(luminance: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """Features and sharpness of the blocks of one image.
 
     Args:
-        luminance: `[1,1,H,W]` float64, of `luminance_of`; what does not fill a block at the right and below is left out.
+        luminance: `[1,1,H,W]` float64, of `luminance_of`; what fills no block at the right and below is left out.
         block: Side of a block.
 
     Returns:

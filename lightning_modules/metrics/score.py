@@ -173,13 +173,11 @@ class TorchMetric(Score):
         if self.reads_hr and hr is None:
             raise ValueError(f"{self.name} compares with the target, and these images have none (no `hr`)")
 
+        images = [sr] if hr is None or not self.reads_hr else [sr, hr]
         values = []
         for index in range(len(sr)):
-            shown = [
-                image[index : index + 1].float() for image in (sr, hr if self.reads_hr else None) if image is not None
-            ]
             self.metric.reset()
-            self.metric.update(*shown)
+            self.metric.update(*(image[index : index + 1].float() for image in images))
             values.append(self._single(self.metric.compute()).to(sr.device))
         self.metric.reset()
         return torch.stack(values)
@@ -197,10 +195,8 @@ class TorchMetric(Score):
 def _required(metric: Metric) -> list[str]:
     """The arguments that `update` cannot do without."""
     parameters = signature(cast(Any, metric).update).parameters.values()
-    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    return [
-        parameter.name for parameter in parameters if parameter.kind in kinds and parameter.default is parameter.empty
-    ]
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return [each.name for each in parameters if each.kind in positional and each.default is each.empty]
 
 
 def as_scores(listed: Sequence[Score | SetScore | Metric]) -> list[Score | SetScore]:

@@ -117,8 +117,8 @@ def _verify(path: Path, file: WeightFile) -> None:
     found = digest(path)
     if not found.startswith(file.sha256):
         raise WeightsError(
-            f"{path}: its sha256 is {found}, not {file.sha256}: the copy is damaged or another file. Delete it, so that "
-            f"it is downloaded again from {file.url}, or give the file that you mean as `weights: FILE`"
+            f"{path}: its sha256 is {found}, not {file.sha256}: the copy is damaged or another file. Delete it, so "
+            f"that it is downloaded again from {file.url}, or give the file that you mean as `weights: FILE`"
         )
 
 
@@ -127,9 +127,9 @@ def missing(file: WeightFile, needed_by: str, reason: str) -> str:
     folder = os.environ.get("DIFFSR_WEIGHTS") or "DIFFSR_WEIGHTS (which is not set)"
     named = " or ".join((file.name, *file.also))
     return (
-        f"{needed_by} needs the weights {named}, which are not in the folder {folder} and not in {cache_folder()}. They "
-        f"could not be downloaded from {file.url} ({reason}). Download the file elsewhere and put it into one of these "
-        "folders, or give its path as `weights: FILE`"
+        f"{needed_by} needs the weights {named}, which are not in the folder {folder} and not in {cache_folder()}. "
+        f"They could not be downloaded from {file.url} ({reason}). Download the file elsewhere and put it into one of "
+        "these folders, or give its path as `weights: FILE`"
     )
 
 
