@@ -177,7 +177,7 @@ class TorchMetric(Score):
         values = []
         for index in range(len(sr)):
             self.metric.reset()
-            self.metric.update(*(image[index : index + 1].float() for image in images))
+            self.metric.update(*(image[index : index + 1].float().contiguous() for image in images))
             values.append(self._single(self.metric.compute()).to(sr.device))
         self.metric.reset()
         return torch.stack(values)
