@@ -22,10 +22,10 @@ from lightning_modules.metrics.lpips import LPIPS
 from lightning_modules.metrics.lr_consistency import LRConsistency, lr_psnr
 from lightning_modules.metrics.pixels import to_uint8
 from lightning_modules.metrics.psnr import PSNR
-from lightning_modules.metrics.score import FullReferenceScore, NoReferenceScore, SetScore
+from lightning_modules.metrics.score import FullReferenceScore, NoReferenceScore
 from lightning_modules.metrics.ssim import SSIM
 from lightning_modules.metrics.weights import WeightsError
-from tests.callbacks.small import SCALE, SmallData, SmallResolver, batch_of, trainer_of
+from tests.callbacks.small import SCALE, Colours, SmallData, SmallResolver, batch_of, trainer_of
 
 SET5 = {"psnr_y": 28.431, "ssim_y": 0.8113, "lpips": 0.3407}
 
@@ -150,19 +150,6 @@ class Needy(Difference):
 
     def load(self) -> None:
         raise WeightsError("needy.pth is missing")
-
-
-class Colours(SetScore):
-    """The mean colours of a set against those of its targets."""
-
-    definition = "colours"
-    higher_is_better = {"distance": False, "patches": True}  # noqa: RUF012
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        return [image.flatten(1).T[:5] for image in images]
-
-    def compare(self, sr: Tensor, hr: Tensor) -> dict[str, float]:
-        return {"distance": float((sr.mean(0) - hr.mean(0)).norm()), "patches": float(len(sr))}
 
 
 def run(folder: Path, *callbacks: Callback, method: LightningModule | None = None) -> dict[str, float]:
