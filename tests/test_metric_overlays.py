@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from callbacks.image_metrics import ExtraScores
-from lightning_modules.cli import CONFIGS, run
+from lightning_modules.config import CONFIGS
+from lightning_modules.experiment import run
 from lightning_modules.metrics.score import names_of
 from lightning_modules.metrics.weights import WeightsError
 from tests.tiny.experiments import arguments
