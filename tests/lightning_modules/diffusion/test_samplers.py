@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.edm import EDMProcess
 from lightning_modules.diffusion.process import Process, Spacing, expand
-from lightning_modules.diffusion.randomness import Randn
+from lightning_modules.diffusion.randomness import KeyedNoise, Randn
 from lightning_modules.diffusion.relay import RelayProcess
 from lightning_modules.diffusion.residual_shift import ResidualShift
 from lightning_modules.diffusion.samplers import DDIM, Ancestral, DPMSolverPlusPlus, Heun, Sampler
@@ -38,7 +38,7 @@ def untimed(x_t: Tensor, index: Tensor) -> Tensor:
     return 0.8 * torch.tanh(1.5 * x_t)
 
 
-def denoiser(process: VP, anchor: Tensor, predict: Predict, clip: bool = False) -> FakeDenoiser:
+def denoiser_of(process: VP, anchor: Tensor, predict: Predict, clip: bool = False) -> FakeDenoiser:
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         noise = predict(x_t, t * process.steps - 1)
         x0 = (x_t - expand(process.std(t), x_t) * noise) / expand(process.alpha(t), x_t)
@@ -112,7 +112,7 @@ def test_runs_equal_diffusers(
     clip = bool(scheduler.config.get("clip_sample"))
     step = {} if eta is None else {"eta": eta, "use_clipped_model_output": True}
     expected = run_scheduler(scheduler, predict, noises, **step)
-    actual = sampler(denoiser(VP(SCHEDULE), noises[0], predict, clip), injected(noises))
+    actual = sampler(denoiser_of(VP(SCHEDULE), noises[0], predict, clip), injected(noises))
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -198,7 +198,7 @@ def test_ddim_with_eta_1_is_ancestral() -> None:
 
 def test_the_deterministic_samplers_draw_noise_once() -> None:
     for sampler in (DDIM(5), DPMSolverPlusPlus(5), Heun(5)):
-        sampler(denoiser(VP(SCHEDULE), draws(0)[0], timed), injected(draws(0)))
+        sampler(denoiser_of(VP(SCHEDULE), draws(0)[0], timed), injected(draws(0)))
 
 
 @pytest.mark.parametrize("solver", [Ancestral, DDIM, DPMSolverPlusPlus, Heun])
@@ -230,10 +230,47 @@ def test_what_after_step_returns_goes_on(solver: type[Sampler]) -> None:
     assert all((begun[t] == t).all() for t in (0.75, 0.5, 0.25))
 
 
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Ancestral(6),
+        DDIM(6),
+        Heun(6),
+        DPMSolverPlusPlus(6),
+        DPMSolverPlusPlus(6, stochastic=True),
+        DoSMultistep(6, order=2),
+        DoSMultistep(6, order=3),
+    ],
+    ids=lambda sampler: sampler.name(VP(SCHEDULE)),
+)
+def test_a_step_is_a_function_of_what_it_is_given(sampler: Sampler) -> None:
+    """All that is remembered is the memory: steps can be repeated, and runs of one sampler interleaved."""
+    process, anchor = VP(SCHEDULE), torch.zeros(2, 3, 4, 4)
+    denoiser, other = (denoiser_of(process, anchor, predict) for predict in (timed, untimed))
+    times = [time.expand(2) for time in sampler.grid(process)[:-1]]
+    (x, memory), (x_other, memory_other) = (sampler.init(each, times[0], randn(0)) for each in (denoiser, other))
+    assert memory == ()
+    for k, (t, s) in enumerate(pairwise(times)):
+        kept = [value.clone() for value in memory]
+        stepped, following = sampler.step(denoiser, x, memory, t=t, s=s, randn=randn(k))
+        x_other, memory_other = sampler.step(other, x_other, memory_other, t=t, s=s, randn=randn(k))
+        again, following_again = sampler.step(denoiser, x, memory, t=t, s=s, randn=randn(k))
+        assert torch.equal(stepped, again)
+        assert len(following) == len(following_again)
+        assert all(map(torch.equal, following, following_again))
+        assert all(map(torch.equal, memory, kept))  # nor was it written to
+        x, memory = stepped, following
+    assert not torch.equal(x, x_other)
+
+
+def randn(seed: int) -> Randn:
+    return KeyedNoise(torch.Generator().manual_seed(seed) for _ in range(2))
+
+
 def test_a_start_without_signal_is_refused_by_heun_and_taken_by_the_others() -> None:
     process = VP(Harmonic(50))
     with pytest.raises(ValueError, match=r"infinite at the start of VP; choose DDIM"):
-        Heun(10, spacing="trailing")(denoiser(process, torch.zeros(1, 3, 4, 4), untimed))
+        Heun(10, spacing="trailing")(denoiser_of(process, torch.zeros(1, 3, 4, 4), untimed))
     with pytest.raises(ValueError, match="VP starts without; choose trailing"):
         DDIM(10, spacing="karras").grid(process)
     for sampler in (Ancestral(10), DDIM(10), DPMSolverPlusPlus(10)):
