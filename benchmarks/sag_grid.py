@@ -1,6 +1,6 @@
 """Self-attention guidance on a trained model: fidelity and a perceptual score by scale.
 
-    python -m lightning_modules.metrics.niqe bsds400 niqe.npz --block 32
+    python benchmarks/niqe_model.py bsds400 niqe.npz --block 32
     python benchmarks/sag_grid.py CHECKPOINT --test set5 gt --niqe niqe.npz [--scales 0 0.1 0.25 0.5]
 
 Centre patches of the test images are enlarged with the checkpoint's own sampler and the same noise at every scale.

@@ -107,6 +107,16 @@ class SkipDiff(SuperResolver):
         self.table = SkipTable()
         self.decisions = Decisions()
 
+    def setup(self, stage: str) -> None:
+        """Reads the weights of the reward's scores where images are rewarded: in training, and in the test's table.
+
+        Raises:
+            WeightsError: weights are missing or damaged.
+            MissingPackageError: a package that a score needs is not installed.
+        """
+        if stage == "fit" or (stage == "test" and self.table_images):
+            self.reward.load()
+
     # The interface of SuperResolver.
 
     @property

@@ -1,16 +1,13 @@
 """NIQE: how far an image's statistics are from those of natural photographs. No reference image is needed."""
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
-from torchmetrics import Metric
 
 from lightning_modules.metrics.pixels import crop_border, luma
 from lightning_modules.metrics.score import NoReferenceScore
@@ -43,9 +40,9 @@ class NIQE(NoReferenceScore):
 
     Args:
         weights: The model of natural photographs: a published `niqe_pris_params.npz` (BasicSR) or `modelparameters.mat`
-            (the authors' release), or what `python -m lightning_modules.metrics.niqe PHOTOS MODEL.npz` makes of a
-            folder of sharp photographs. By default BasicSR's, found or downloaded, see `weights.obtain`. Scores of
-            different models cannot be compared.
+            (the authors' release), or what `python benchmarks/niqe_model.py PHOTOS MODEL.npz` makes of a folder of
+            sharp photographs. By default BasicSR's, found or downloaded, see `weights.obtain`. Scores of different
+            models cannot be compared.
         block: Side of a block. 96 is the authors'; images below 192 pixels have too few of those, for 128 take 32.
         optional: See `Loadable`.
 
@@ -103,38 +100,6 @@ class NIQE(NoReferenceScore):
         difference = self.mean - of_blocks.nanmean(dim=0)
         inverse: Tensor = torch.linalg.pinv((self.covariance + whole.T.cov()) / 2)
         return (difference @ inverse @ difference).sqrt()
-
-
-class NIQEMetric(Metric):
-    """`NIQE` as a metric of torchmetrics: the mean over all images.
-
-    Args:
-        model: See `NIQE`, `weights`.
-        block: See `NIQE`.
-    """
-
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, model: str | None = None, block: int = 96) -> None:
-        super().__init__()
-        self.score = NIQE(model, block)
-        self.score.load()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, image: Tensor) -> None:
-        """Adds the images of a batch, `[B,3,H,W]` in [0, 1]."""
-        scores = self.score(image)
-        self.total += scores.sum()
-        self.count += len(scores)
-
-    def compute(self) -> Tensor:
-        """The mean over all images."""
-        return self.total / self.count
 
 
 def luminance_of(image: Tensor) -> Tensor:
@@ -277,28 +242,3 @@ def _read_mat(path: Path) -> dict[str, Any]:
     from scipy.io import loadmat
 
     return dict(loadmat(path))
-
-
-def main() -> None:
-    """`python -m lightning_modules.metrics.niqe PHOTOS MODEL.npz`: makes a model of a folder of photographs."""
-    parser = argparse.ArgumentParser(description="Makes NIQE's model of natural photographs.")
-    parser.add_argument("photos", type=Path, help="folder of sharp, undistorted photographs")
-    parser.add_argument("model", type=Path, help="where to write the model, .npz")
-    parser.add_argument("--block", type=int, default=96, help="side of a block (default: 96, the authors')")
-    arguments = parser.parse_args()
-    files = sorted(path for path in arguments.photos.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    try:
-        model = fit_model((_read_photo(path) for path in files), arguments.block)
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {arguments.photos}: {error}\n")
-    np.savez(arguments.model, mu_pris_param=model.mean.numpy()[None], cov_pris_param=model.covariance.numpy())
-    print(f"{arguments.model}: from {len(files)} photographs")
-
-
-def _read_photo(path: Path) -> Tensor:
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
-
-
-if __name__ == "__main__":
-    main()

@@ -1,133 +1,67 @@
 """The reward of a skip policy: the gain in image quality over running all steps, minus a cost per evaluation."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from lightning_modules.metrics.lpips import lpips
-from lightning_modules.metrics.pixels import luma
+from lightning_modules.metrics.score import UNAVAILABLE, Score, as_scores
 
 
-class Term(nn.Module, ABC):
-    """One image metric in the reward.
+class Term(nn.Module):
+    """One score in the reward, of whole images without a border left out.
+
+    Its sign follows from the direction of the score: a better image always has the larger reward.
 
     Args:
-        weight: Factor in the reward, positive; a metric that is better when lower is subtracted.
+        score: The score, or a metric of torchmetrics.
+        weight: Factor in the reward, positive.
+        inverse: Use 1 / score in the reward, as SkipDiff does with NIQE.
 
     Raises:
-        ValueError: the weight is not positive.
+        ValueError: the weight is not positive, or the metric does not say which direction is better.
     """
 
-    higher_is_better: bool
-
-    def __init__(self, weight: float) -> None:
+    def __init__(self, score: Score | Metric, weight: float = 1.0, inverse: bool = False) -> None:
         super().__init__()
         if weight <= 0:
-            raise ValueError(f"a term's weight must be positive, the metric gives the sign; got weight: {weight}")
-        self.weight = weight
+            raise ValueError(f"a term's weight must be positive, the score gives the sign; got weight: {weight}")
+        self.score = cast(Score, as_scores([score])[0])
+        self.weight, self.inverse = weight, inverse
 
     @property
     def name(self) -> str:
-        """Name of the term in logs and tables."""
-        return type(self).__name__.lower()
+        """The name of the score."""
+        return self.score.name
 
-    @abstractmethod
-    def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """The metric of each image, `[B]`, for results and targets `[B,3,H,W]` in [0, 1]."""
+    def measure(self, sr: Tensor, hr: Tensor, lr: Tensor | None = None) -> Tensor:
+        """The score of each image, `[B]`; for the arguments see `Score.forward`.
 
-    def contribution(self, measured: Tensor) -> Tensor:
-        """The summand of the reward, `[B]`, for values `[B]` of the metric."""
-        return self.weight * (measured if self.higher_is_better else -measured)
-
-
-class PSNRY(Term):
-    """PSNR in dB on the Y channel (BT.601, studio range), without cropping a border.
-
-    Args:
-        weight: See `Term`.
-    """
-
-    higher_is_better = True
-
-    def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """See `Term.measure`."""
-        return peak_signal_noise_ratio(luma(sr), luma(hr), data_range=1.0, dim=(1, 2, 3), reduction="none")
-
-
-class LPIPS(Term):
-    """LPIPS on AlexNet (arXiv:1801.03924).
-
-    Args:
-        weight: See `Term`.
-
-    Raises:
-        ModuleNotFoundError: torchvision is not installed.
-        FileNotFoundError: AlexNet's weights are missing on this machine.
-    """
-
-    higher_is_better = False
-
-    def __init__(self, weight: float) -> None:
-        super().__init__(weight)
-        self.metric = lpips(otherwise="use a reward that needs no weights: --config configs/reward/weight_free.yaml")
-
-    def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """See `Term.measure`."""
-        scores = self.metric(2 * sr - 1, 2 * hr - 1)
-        self.metric.reset()
-        return cast(Tensor, scores).view(-1)
-
-
-class MetricTerm(Term):
-    """Any torchmetrics-style metric over images in [0, 1], applied to one image at a time.
-
-    Args:
-        metric: The metric; its `higher_is_better` must be set.
-        weight: See `Term`.
-        inverse: Use 1 / metric in the reward, as SkipDiff does with NIQE.
-        reference: Whether the metric is computed from result and target, or from the result only.
-
-    Raises:
-        ValueError: the metric's `higher_is_better` is None.
-    """
-
-    def __init__(self, metric: Metric, weight: float = 1.0, inverse: bool = False, reference: bool = True) -> None:
-        super().__init__(weight)
-        if metric.higher_is_better is None:
-            raise ValueError(f"{type(metric).__name__} does not say whether more is better: set its `higher_is_better`")
-        self.metric, self.inverse, self.reference = metric, inverse, reference
-        self.higher_is_better = bool(metric.higher_is_better) != inverse
-
-    @property
-    def name(self) -> str:
-        """The class name of the metric, in lower case."""
-        return type(self.metric).__name__.lower()
-
-    def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """See `Term.measure`."""
-        values = []
-        for i in range(len(sr)):
-            self.metric.reset()
-            self.metric.update(sr[i : i + 1], *([hr[i : i + 1]] if self.reference else []))
-            values.append(torch.as_tensor(self.metric.compute(), device=sr.device).float().view(()))
-        self.metric.reset()
-        return torch.stack(values)
+        Raises:
+            ValueError: the images are smaller than the score needs.
+        """
+        height, width = sr.shape[-2:]
+        if min(height, width) < self.score.smallest:
+            raise ValueError(
+                f"the reward's {self.name} needs {self.score.smallest} pixels on each side, the images have "
+                f"{width}x{height}; use larger images or another score"
+            )
+        measured: Tensor = self.score(sr, hr, lr)
+        return measured.float()
 
     def contribution(self, measured: Tensor) -> Tensor:
-        """See `Term.contribution`."""
-        return super().contribution(1 / measured if self.inverse else measured)
+        """The summand of the reward, `[B]`, for values `[B]` of the score."""
+        value = 1 / measured if self.inverse else measured
+        return self.weight * (value if self.score.higher_is_better != self.inverse else -value)
 
 
 class Reward(nn.Module):
-    """A weighted sum of metrics of the final image, minus a price for each evaluation of the network.
+    """A weighted sum of scores of the final image, minus a price for each evaluation of the network.
 
     Args:
-        terms: The metrics.
+        terms: The scores.
         price: Subtracted for each evaluation of the network.
         relative: Subtract the quality of the image that running all steps gives with the same noise, so that the reward
             does not depend on how difficult an image is. The released code does not do this.
@@ -148,15 +82,36 @@ class Reward(nn.Module):
         """Iterates over the terms."""
         return iter(cast(list[Term], self.terms))
 
+    def load(self) -> None:
+        """Reads the weights of all scores; called before the first image, and again without harm.
+
+        Raises:
+            WeightsError: weights are missing or damaged; a reward has no optional scores.
+            MissingPackageError: a package is not installed.
+        """
+        for term in self:
+            try:
+                term.score.load()
+            except UNAVAILABLE as error:
+                without = "use a reward that needs no weights: --config configs/reward/weight_free.yaml"
+                raise type(error)(f"{error}; or {without}") from error
+
     @torch.no_grad()
-    def measure(self, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """Each metric `[B]`, by name, of results and targets `[B,3,H,W]` in [-1, 1], which are rounded to 8 bits."""
+    def measure(self, sr: Tensor, hr: Tensor, lr: Tensor | None = None) -> dict[str, Tensor]:
+        """Each score `[B]`, by name, of images in [-1, 1].
+
+        Args:
+            sr: `[B,3,H,W]`, rounded to 8 bits before it is scored.
+            hr: The target, likewise.
+            lr: The low-resolution image, `[B,3,H/scale,W/scale]`, for scores that compare with it.
+        """
         with torch.autocast(sr.device.type, enabled=False):
             sr, hr = _quantized(sr), _quantized(hr)
-            return {term.name: term.measure(sr, hr) for term in self}
+            lr = None if lr is None else (lr.float() + 1) / 2
+            return {term.name: term.measure(sr, hr, lr) for term in self}
 
     def quality(self, measured: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of the metrics, `[B]`."""
+        """The weighted sum of the scores, `[B]`."""
         return torch.stack([term.contribution(measured[term.name]) for term in self]).sum(dim=0)
 
     def forward(self, quality: Tensor, *, all_run: Tensor, evaluations: Tensor) -> Tensor:

@@ -73,7 +73,9 @@ class Rollouts:
         if self.reward.relative:
             deciders["all-run"] = Pattern([True] * self.plan.decisions)
 
-        measured = {name: self.reward.measure(sr, batch["hr"]) for name, sr in self.images(batch, deciders).items()}
+        measured = {
+            name: self.reward.measure(sr, batch["hr"], batch["lr"]) for name, sr in self.images(batch, deciders).items()
+        }
         all_run = self.reward.quality(measured.get("all-run", measured["policy"]))
         scores = self._scores(measured["policy"], self.plan.evaluations(decider), all_run)
 
@@ -112,7 +114,7 @@ class Rollouts:
         }
 
         images = {"policy": sr, **self.images(batch, deciders)}
-        measured = {name: self.reward.measure(image, batch["hr"]) for name, image in images.items()}
+        measured = {name: self.reward.measure(image, batch["hr"], batch["lr"]) for name, image in images.items()}
         all_run = self.reward.quality(measured["all-run"])
         for name, decider in {"policy": chosen, **deciders}.items():
             table.add(name, self._scores(measured[name], self.plan.evaluations(decider), all_run))
@@ -123,7 +125,7 @@ class Rollouts:
             def visit(subset: Sequence[bool], state: Tensor) -> None:
                 image = trimmed(self.base.decode(state, started), batch)
                 evaluations = torch.full_like(all_run, self.plan.coarse_steps - 1 + sum(subset))
-                measurements = self.reward.measure(image, batch["hr"])
+                measurements = self.reward.measure(image, batch["hr"], batch["lr"])
                 table.add_subset(subset, self._scores(measurements, evaluations, all_run))
 
             self.plan.visit_subsets(self.plan.prepare(denoiser, randn, fill), visit)

@@ -24,7 +24,7 @@ from lightning_modules.skipdiff import SkipDiff
 from lightning_modules.skipping.policy import SkipPolicy
 from lightning_modules.skipping.policy_sampler import PolicySampler
 from lightning_modules.skipping.ppo import Objective
-from lightning_modules.skipping.reward import MetricTerm, Reward
+from lightning_modules.skipping.reward import Reward, Term
 from lightning_modules.skipping.sampler import Pattern, SkipSampler
 
 RULE = (1, 0, 0, 1, 1, 0, 1, 0, 1)
@@ -113,7 +113,7 @@ def small_policy(**changes: Any) -> SkipPolicy:
 
 def error_reward(price: float = 0.0, relative: bool = False) -> Reward:
     # 1 less than nothing where the image is off by all that nine steps add; images in [0, 1] have half the distance.
-    return Reward([MetricTerm(MeanAbsoluteError(), weight=2 / (9 * GAIN))], price, relative)
+    return Reward([Term(MeanAbsoluteError(), weight=2 / (9 * GAIN))], price, relative)
 
 
 def adam(parameters: Any) -> torch.optim.Adam:
@@ -179,7 +179,7 @@ def test_learns_which_steps_to_run_for_which_image(base: Any, seed: int, tmp_pat
 def test_a_price_above_what_a_step_is_worth_stops_all_steps(base: Any, price: float, runs: int, tmp_path: Path) -> None:
     # A step is worth 1/9 of the scale where it is right and as much less where it is wrong; here all are right.
     seed_everything(0)
-    reward = Reward([MetricTerm(MeanAbsoluteError(), weight=0.2 / (9 * GAIN))], price, relative=True)
+    reward = Reward([Term(MeanAbsoluteError(), weight=0.2 / (9 * GAIN))], price, relative=True)
     model = skipdiff(base("image"), reward=reward)
 
     class Positive(Stream):
@@ -234,7 +234,7 @@ def test_images_without_a_finite_reward_are_left_out(base: Any) -> None:
             return value if value < 0.1 else value * torch.nan
 
     seed_everything(0)
-    reward = Reward([MetricTerm(Broken(), weight=1.0)], relative=False)
+    reward = Reward([Term(Broken(), weight=1.0)], relative=False)
     model = skipdiff(base("image"), reward=reward)
     episodes = model.rollouts.play(images_of("image"), model.policy, count_forced=True)
     assert episodes.rewards.isfinite().all()
@@ -245,7 +245,7 @@ def test_images_without_a_finite_reward_are_left_out(base: Any) -> None:
 def config_of(checkpoint: str, **arguments: Any) -> dict[str, Any]:
     """The model's part of a config file."""
     mae = {"class_path": "torchmetrics.MeanAbsoluteError"}
-    term = {"class_path": "lightning_modules.skipping.reward.MetricTerm", "init_args": {"metric": mae}}
+    term = {"class_path": "lightning_modules.skipping.reward.Term", "init_args": {"score": mae}}
     policy = {"channels": [4, 4], "kernels": [5, 3], "resize": 16, "hidden": 32, "norm": "none"}
     given = {
         "base_checkpoint": checkpoint,

@@ -16,7 +16,7 @@ from lightning_modules.diffusion.vp import VP
 from lightning_modules.networks.unet_sr3 import SR3UNet
 from lightning_modules.skipping.policy import SkipPolicy
 from lightning_modules.skipping.ppo import Evaluation, Loss, Objective, discounted_returns
-from lightning_modules.skipping.reward import MetricTerm, Reward
+from lightning_modules.skipping.reward import Reward, Term
 from lightning_modules.skipping.sampler import Pattern, PolicyDecider, SkipSampler
 from lightning_modules.sr3 import SR3
 from tests.parity.harness import Comparison, Fixture, handed_out
@@ -271,7 +271,7 @@ def check_training_rollout(fixture: Fixture) -> Iterator[Comparison]:
     decider = StateRecorder(policy, inputs["actions"])
     sampler, run = official_run(fixture, decider, slice(None))
     image = run(sampler)
-    reward = Reward([MetricTerm(StandIn(), inverse=True)], price=0, relative=False)
+    reward = Reward([Term(StandIn(), inverse=True)], price=0, relative=False)
     terminal = reward.quality(reward.measure(image, inputs["hr"]))
     rewards = torch.zeros(sampler.decisions, batch_size)
     rewards[-1] = terminal

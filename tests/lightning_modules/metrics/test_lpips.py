@@ -13,7 +13,7 @@ from torchmetrics.functional.image import lpips as reference
 
 import lightning_modules.metrics.lpips as module
 from lightning_modules.metrics.image_features import Backbone, ImageFeatures
-from lightning_modules.metrics.lpips import LPIPS, lpips
+from lightning_modules.metrics.lpips import LPIPS
 from lightning_modules.metrics.weights import WeightsError
 from tests.lightning_modules.metrics.photographs import pair
 
@@ -121,12 +121,3 @@ def test_without_weights_the_error_names_file_source_and_option(
 def test_a_score_is_named_by_its_backbone() -> None:
     assert [LPIPS(backbone).name for backbone in ("alex", "vgg")] == ["lpips", "lpips_vgg"]
     assert module.LINEAR.is_dir()
-
-
-def test_without_torchvision_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs torchvision.*extra `lpips`.*, or leave LPIPS out"):
-        lpips()
-    with pytest.raises(ModuleNotFoundError, match=r", or set its weight to 0"):
-        lpips("vgg", otherwise="set its weight to 0")

@@ -14,7 +14,6 @@ from torch import Tensor
 from lightning_modules.metrics.niqe import (
     FEATURES,
     NIQE,
-    NIQEMetric,
     asymmetric_fit,
     features,
     fit_model,
@@ -106,15 +105,6 @@ def test_blur_and_noise_score_worse_than_the_photograph(model: Path) -> None:
     clean, blur, noise = scorer(model)(torch.stack([tensor_of(image) for image in (photo, blurred, noisy)]))
     assert clean < blur
     assert clean < noise
-
-
-def test_the_mean_over_batches_is_that_of_single_images(model: Path) -> None:
-    metric = NIQEMetric(str(model), BLOCK)
-    images = torch.stack([tensor_of(photo()[:128, :160]) for photo in (astronaut, coffee, cat)])
-    metric.update(images[:2])
-    metric.update(images[2:])
-    singles = [float(metric.score(image[None])) for image in images]
-    assert float(metric.compute()) == pytest.approx(np.mean(singles), rel=1e-12)
 
 
 def test_scores_of_other_blocks_have_another_name(model: Path) -> None:

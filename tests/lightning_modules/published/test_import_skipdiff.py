@@ -12,14 +12,14 @@ from lightning_modules.published.importing import import_weights
 from lightning_modules.skipdiff import SkipDiff
 from lightning_modules.skipping.policy import SkipPolicy
 from lightning_modules.skipping.ppo import Objective
-from lightning_modules.skipping.reward import MetricTerm, Reward
+from lightning_modules.skipping.reward import Reward, Term
 
 SMALL: dict[str, Any] = {"channels": (4, 4), "kernels": (5, 3), "resize": 16}
 RELEASED: dict[str, Any] = {"hidden": None, "norm": "batch", "decisions": None}
 
 
 def skipdiff(base: Path, **policy: Any) -> SkipDiff:
-    reward = Reward([MetricTerm(MeanAbsoluteError(), weight=1.0)])
+    reward = Reward([Term(MeanAbsoluteError(), weight=1.0)])
     return SkipDiff(str(base), SkipPolicy(**SMALL, **policy), reward, Objective())
 
 

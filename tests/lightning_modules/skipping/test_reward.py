@@ -1,14 +1,22 @@
-import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from torchmetrics import MeanAbsoluteError, Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure, TotalVariation
 
-import lightning_modules.skipping.reward as reward_module
-from lightning_modules.skipping.reward import LPIPS, PSNRY, MetricTerm, Reward, Term
+from lightning_modules.metrics.lpips import LPIPS
+from lightning_modules.metrics.lr_consistency import LRConsistency, lr_psnr
+from lightning_modules.metrics.niqe import NIQE
+from lightning_modules.metrics.psnr import PSNR
+from lightning_modules.metrics.score import FullReferenceScore
+from lightning_modules.metrics.ssim import SSIM
+from lightning_modules.metrics.weights import WeightsError
+from lightning_modules.skipping.reward import Reward, Term
+from tests.lightning_modules.metrics.test_lpips import random_weights
 
 
 def pictures() -> tuple[Tensor, Tensor]:
@@ -21,11 +29,12 @@ def pictures() -> tuple[Tensor, Tensor]:
 
 
 TERMS: dict[str, Callable[[], Term]] = {
-    "psnry": lambda: PSNRY(1.0),
-    "psnr": lambda: MetricTerm(PeakSignalNoiseRatio(data_range=1.0)),
-    "ssim": lambda: MetricTerm(StructuralSimilarityIndexMeasure(data_range=1.0)),
-    "error": lambda: MetricTerm(MeanAbsoluteError()),
-    "inverse error": lambda: MetricTerm(MeanAbsoluteError(), inverse=True),
+    "psnr_y": lambda: Term(PSNR()),
+    "ssim_rgb": lambda: Term(SSIM("rgb")),
+    "psnr": lambda: Term(PeakSignalNoiseRatio(data_range=1.0)),
+    "ssim": lambda: Term(StructuralSimilarityIndexMeasure(data_range=1.0)),
+    "error": lambda: Term(MeanAbsoluteError()),
+    "inverse error": lambda: Term(MeanAbsoluteError(), inverse=True),
 }
 
 
@@ -49,11 +58,11 @@ def test_each_image_is_measured_by_itself(name: str) -> None:
 
 def test_terms_are_weighted_and_evaluations_cost() -> None:
     sr, hr = pictures()
-    psnr, error = PSNRY(2.0), MetricTerm(MeanAbsoluteError(), weight=10.0)
+    psnr, error = Term(PSNR(), weight=2.0), Term(MeanAbsoluteError(), weight=10.0)
     reward = Reward([psnr, error], price=0.5)
     measured = reward.measure(sr, hr)
     quality = reward.quality(measured)
-    torch.testing.assert_close(quality, 2 * measured["psnry"] - 10 * measured["meanabsoluteerror"])
+    torch.testing.assert_close(quality, 2 * measured["psnr_y"] - 10 * measured["meanabsoluteerror"])
     evaluations, all_run = torch.tensor([10, 12, 19]), torch.tensor([1.0, 2.0, 3.0])
     paid = reward(quality, all_run=all_run, evaluations=evaluations)
     torch.testing.assert_close(paid, quality - all_run - 0.5 * evaluations)
@@ -63,7 +72,7 @@ def test_terms_are_weighted_and_evaluations_cost() -> None:
 
 def test_what_an_8_bit_file_cannot_hold_is_not_paid() -> None:
     hr = torch.zeros(1, 3, 16, 16)
-    reward = Reward([MetricTerm(MeanAbsoluteError())])
+    reward = Reward([Term(MeanAbsoluteError())])
     assert reward.measure(hr + 1e-3, hr)["meanabsoluteerror"] == 0
     assert reward.measure(hr + 5, hr + 1)["meanabsoluteerror"] == 0
 
@@ -73,7 +82,7 @@ def test_psnr_on_y_is_that_of_the_field() -> None:
     eight = [((image.clamp(-1, 1) + 1) * 127.5).round() / 255 for image in (sr, hr)]
     weights = torch.tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1) / 255
     error = ((eight[0] - eight[1]) * weights).sum(1).square().mean(dim=(1, 2))
-    torch.testing.assert_close(Reward([PSNRY(1.0)]).measure(sr, hr)["psnry"], -10 * error.log10())
+    torch.testing.assert_close(Reward([Term(PSNR())]).measure(sr, hr)["psnr_y"], -10 * error.log10())
 
 
 def test_a_metric_without_reference_sees_the_result_alone() -> None:
@@ -87,7 +96,7 @@ def test_a_metric_without_reference_sees_the_result_alone() -> None:
             return self.value
 
     sr, hr = pictures()
-    measured = Reward([MetricTerm(Brightness(), reference=False)]).measure(sr, hr)
+    measured = Reward([Term(Brightness())]).measure(sr, hr)
     torch.testing.assert_close(measured["brightness"], (sr.mean(dim=(1, 2, 3)) + 1) / 2, rtol=0, atol=1e-2)
 
 
@@ -96,35 +105,59 @@ def test_a_metric_that_names_no_direction_is_refused() -> None:
         higher_is_better = None  # type: ignore[assignment]
 
     with pytest.raises(ValueError, match="Undecided does not say whether more is better"):
-        MetricTerm(Undecided())
+        Term(Undecided())
 
 
 def test_weights_and_names_are_checked() -> None:
     with pytest.raises(ValueError, match="weight must be positive"):
-        PSNRY(-1.0)
-    with pytest.raises(ValueError, match="different names, got psnry, psnry"):
-        Reward([PSNRY(1.0), PSNRY(2.0)])
+        Term(PSNR(), weight=-1.0)
+    with pytest.raises(ValueError, match="different names, got psnr_y, psnr_y"):
+        Reward([Term(PSNR()), Term(PSNR(), weight=2.0)])
     with pytest.raises(ValueError, match="got none"):
         Reward([])
 
 
-def test_absent_lpips_names_the_reward_that_needs_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    with pytest.raises(ModuleNotFoundError, match=r"LPIPS needs torchvision.*configs/reward/weight_free\.yaml"):
-        LPIPS(100.0)
+def test_absent_weights_name_the_reward_that_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFSR_CACHE", str(tmp_path))
+    monkeypatch.delenv("DIFFSR_WEIGHTS", raising=False)
+    # A reward has no optional terms: what is left out would change it.
+    reward = Reward([Term(LPIPS(optional=True), weight=100.0)])
+    with pytest.raises(WeightsError, match=r"LPIPS .*needs the weights.*configs/reward/weight_free\.yaml"):
+        reward.load()
 
 
-def test_lpips_is_measured_in_its_own_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Signed(Metric):
-        def update(self, sr: Tensor, hr: Tensor) -> None:
-            self.scores = (sr - hr).abs().mean(dim=(1, 2, 3), keepdim=True)
-
-        def compute(self) -> Tensor:
-            return self.scores
-
-    monkeypatch.setattr(reward_module, "lpips", lambda otherwise: Signed())
-    sr, hr = torch.full((2, 3, 16, 16), -1.0), torch.full((2, 3, 16, 16), 1.0)
-    reward = Reward([LPIPS(3.0)])
+def test_lpips_counts_against_the_image_with_its_weight(tmp_path: Path) -> None:
+    score = LPIPS("alex", str(random_weights("alex", tmp_path / "alexnet.pth")))
+    reward = Reward([Term(score, weight=3.0)])
+    reward.load()
+    sr, hr = (torch.nn.functional.interpolate(image, size=(64, 64)) for image in pictures())
     measured = reward.measure(sr, hr)
-    assert measured["lpips"].tolist() == [2.0, 2.0]
-    assert reward.quality(measured).tolist() == [-6.0, -6.0]
+    assert list(measured) == ["lpips"] and (measured["lpips"] > 0).all()
+    torch.testing.assert_close(reward.quality(measured), -3 * measured["lpips"])
+
+
+def test_scores_see_whole_images_between_0_and_1() -> None:
+    class Range(FullReferenceScore):
+        name, higher_is_better, crops_border = "range", True, True
+
+        def compare(self, sr: Tensor, hr: Tensor) -> Tensor:
+            assert sr.shape[-2:] == hr.shape[-2:] == (16, 16)
+            return (hr - sr).flatten(1).amax(1)
+
+    sr, hr = torch.full((2, 3, 16, 16), -1.0), torch.full((2, 3, 16, 16), 1.0)
+    assert Reward([Term(Range())]).measure(sr, hr)["range"].tolist() == [1.0, 1.0]
+
+
+def test_a_score_of_the_low_resolution_image_sees_it() -> None:
+    sr, hr = pictures()
+    reward, lr = Reward([Term(LRConsistency())]), avg_pool2d(hr, 4)
+    eight = ((sr.clamp(-1, 1) + 1) * 127.5).round() / 255
+    torch.testing.assert_close(reward.measure(sr, hr, lr)["lr_psnr"], lr_psnr(eight, (lr + 1) / 2))
+    with pytest.raises(ValueError, match="lr_psnr compares with the low-resolution image, which is missing"):
+        reward.measure(sr, hr)
+
+
+def test_images_too_small_for_a_score_are_refused_instead_of_rewarded_with_nothing() -> None:
+    sr, hr = pictures()
+    with pytest.raises(ValueError, match=r"reward's niqe_block32 needs 64 pixels on each side, the images have 32x32"):
+        Reward([Term(NIQE(block=32))]).measure(sr, hr)
