@@ -18,7 +18,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("failed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        with pytest.raises(NonFiniteLossError, match=r"lightning_modules\.replay runs/sr3/version_0/nan/.*\.json"):
+        with pytest.raises(NonFiniteLossError, match=r"lightning replay runs/sr3/version_0/nan/.*\.json"):
             run(["fit", *arguments(CONFIGS / "sr3.yaml"), "--model.init_args.optimizer.init_args.lr", "1e30"])
     return next(folder.glob("runs/sr3/version_0/nan/*.json"))
 
