@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import asking_for, load_method
+from lightning_modules.checkpoint import asking_for
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.skipping.policy import SkipPolicy
 from lightning_modules.skipping.ppo import Evaluation, Loss, Objective
