@@ -32,7 +32,7 @@ from datamodules.packing import PackError
 from datamodules.preview import PRESETS, build
 from datamodules.realsr import DRealSR, RealSR
 from datamodules.shards import packed
-from lightning_modules.config import CONFIGS, PARSER_MODE, layers
+from lightning_modules.config import CONFIGS, PARSER, layers
 from tests.datamodules.trees import picture, save
 
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))
@@ -108,7 +108,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configured(config: Path, *options: str) -> SRDataModule:
-    parser = ArgumentParser(parser_mode=PARSER_MODE, exit_on_error=False)
+    parser = ArgumentParser(**PARSER)
     parser.add_argument("--config", action="config")
     parser.add_argument("--compose", type=list[str])
     parser.add_subclass_arguments(SRDataModule, "data")
