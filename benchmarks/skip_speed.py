@@ -22,11 +22,11 @@ from lightning_modules.diffusion.guidance import SelfAttentionGuidance
 from lightning_modules.diffusion.parameterization import Epsilon
 from lightning_modules.diffusion.samplers import Ancestral
 from lightning_modules.diffusion.schedules import Cosine
-from lightning_modules.diffusion.skip_sampler import Decider, Pattern, PolicyDecider, SkipSampler
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import VP
-from lightning_modules.networks.skip_policy import SkipPolicy
 from lightning_modules.networks.unet_sr3 import SR3UNet
+from lightning_modules.skipping.policy import SkipPolicy
+from lightning_modules.skipping.sampler import Decider, Pattern, PolicyDecider, SkipSampler
 from lightning_modules.sr3 import SR3
 
 IMAGES, DECISIONS = 8, 10

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import Batch
-from lightning_modules.diffusion.region import resize_attention
 from lightning_modules.diffusion.samplers import Sampler
+from lightning_modules.diffusion.yoda import resize
 from lightning_modules.networks.attention_maps import AttentionMap
 from lightning_modules.super_resolver import SuperResolver
 
@@ -29,7 +29,7 @@ class AttentionMapper(SuperResolver):
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
         """The map as a grey picture, `[B,3,h,w]` in [-1, 1]."""
         height, width = batch["lr"].shape[-2:]
-        grey = resize_attention(self.attention(batch["lr"]).float(), (height, width)) * 2 - 1
+        grey = resize(self.attention(batch["lr"]).float(), (height, width)) * 2 - 1
         return grey.expand(-1, 3, -1, -1)
 
     def protocol(self) -> str:

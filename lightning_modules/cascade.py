@@ -5,10 +5,10 @@ from math import prod
 from torch import Tensor, nn
 
 from datamodules.batch import Batch, make_batch
+from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError, data_config, read_checkpoint
 from lightning_modules.config import load_method
 from lightning_modules.diffusion.samplers import Sampler
-from lightning_modules.relay import EDM
 from lightning_modules.super_resolver import SuperResolver
 
 
@@ -22,7 +22,7 @@ class Cascade(SuperResolver):
     Args:
         stages: Checkpoints, from the smallest images to the largest.
         generate: The first stage ignores the low-resolution image and generates one of its size (an `EDM` with
-            `lr_condition: none`); `datamodules.seeds.Seeds` is the data for it.
+            `condition_on: none`); `datamodules.seeds.Seeds` is the data for it.
         samplers: One for each stage, null where a stage keeps its own; by default all do.
 
     Raises:
@@ -81,19 +81,22 @@ class Cascade(SuperResolver):
         names = []
         for stage, sampler in zip(self.stages, self.samplers, strict=True):
             assert isinstance(stage, SuperResolver)
-            names.append(stage.protocol() if sampler is None else sampler.name)
+            if sampler is None or not isinstance(stage, DiffusionModule):
+                names.append(stage.protocol())
+            else:
+                names.append(sampler.name(stage.process))
         return " > ".join(names)
 
 
 def _check_generator(path: str, stage: nn.Module, wanted: bool) -> None:
-    generates = isinstance(stage, EDM) and stage.generates
+    generates = isinstance(stage, DiffusionModule) and stage.generates
     if generates and not wanted:
         raise ValueError(
-            f"stages: {path} generates images and ignores those it is given (EDM with lr_condition: none); it can only "
+            f"stages: {path} generates images and ignores those it is given (EDM with condition_on: none); it can only "
             "be the first stage, with `generate: true`"
         )
     if wanted and not generates:
         raise ValueError(
-            f"stages: {path} is no generator (EDM with lr_condition: none), but configs/command/generate.yaml begins "
+            f"stages: {path} is no generator (EDM with condition_on: none), but configs/command/generate.yaml begins "
             "with one; to enlarge images use configs/command/cascade.yaml"
         )

@@ -1,4 +1,4 @@
-"""DoSSR: diffusion that begins at the degraded image, and solvers of few steps for it (arXiv:2409.17778)."""
+"""DoSSR: diffusion whose mean shifts from the clean to the degraded image, where sampling starts (arXiv:2409.17778)."""
 
 from typing import Any
 
@@ -9,7 +9,6 @@ from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule, in_memory_format
 from lightning_modules.checkpoint import asking_for, load_network
 from lightning_modules.diffusion.color_fix import ColorFix, fix_color
-from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.networks.rrdb import RRDBNet
@@ -19,32 +18,28 @@ RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases"
 
 
 class DoSSR(DiffusionModule):
-    """Shows the network the degraded image on the target's grid, from which the process starts."""
-
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        """`{image: [B,3,H,W]}`."""
-        return {"image": self.start_image(batch)}
+    """DoSSR on pixels: sampling starts from the noised enlarged image, on which the network is also conditioned."""
 
 
 class DoSSRStableDiffusion(DiffusionModule):
-    """DoSSR as published: Stable Diffusion 2.1 under a ControlNet, from an image that a frozen restorer enlarged.
+    """DoSSR as published: Stable Diffusion 2.1 with a ControlNet, starting from the image of a frozen restorer.
 
-    The ControlNet alone is trained and stored. The latent of the restored image is both where the process starts and
-    what the ControlNet is shown.
+    Only the ControlNet is trained and stored in checkpoints. The latent of the restored image is both the anchor of the
+    process and the input of the ControlNet.
 
-    Where we depart from the public code: the restored image is clamped in training as it is in inference; the state
-    that sampling starts from is the mode of the posterior, as in training; the restorer sees the low-resolution image
-    as the data gives it, where the code enlarges it to the target's size and shrinks it again.
+    Differences from the public code: the restored image is clamped in training as it is in inference; the anchor is
+    the mode of the autoencoder's posterior in sampling as in training; the restorer reads the low-resolution image as
+    the data gives it, where the code enlarges it to the target's size and shrinks it again.
 
     Args:
-        restorer: Of the data's scale.
+        restorer: The network that enlarges the low-resolution image, by the scale of the data.
         restorer_weights: RealESRNet's public file, a checkpoint of an `RRDBRegressor`, or another RRDB file.
-        color_fix: Takes the colours of the restored image over to the result, see `fix_color`.
+        color_fix: How the colours of the restored image are transferred to the result, see `fix_color`.
         **diffusion: See `DiffusionModule`.
 
     Raises:
-        CheckpointError: the restorer's weights are absent or do not fit.
-        ValueError: the base writes something else than noise.
+        CheckpointError: the restorer's weights are missing or do not fit.
+        ValueError: the Stable Diffusion weights predict something other than noise.
     """
 
     network: ControlledUNet
@@ -60,55 +55,47 @@ class DoSSRStableDiffusion(DiffusionModule):
             load_network(restorer, restorer_weights)
         self.restorer = in_memory_format(restorer, self.memory_format).requires_grad_(False)
         self.color_fix = color_fix
-        self._restored: tuple[Tensor, Tensor, Tensor] | None = None  # of the latest batch: lr, image, state
 
+    @torch.no_grad()
     def start_image(self, batch: Batch) -> Tensor:
-        """The restored image."""
-        return self._restore(batch)[0]
+        """The restored image, `[B,3,H,W]`.
 
-    def anchor(self, batch: Batch) -> Tensor:
-        """Its latent, `[B,4,h,w]`."""
-        return self._restore(batch)[1]
+        Raises:
+            ValueError: the restorer's scale is not the data's.
+        """
+        image: Tensor = self.restorer(batch["lr"]).float()
+        if image.shape != batch["up"].shape:
+            raise ValueError(
+                f"the restorer enlarges by {self.restorer.scale}, but the data by "
+                f"{batch['up'].shape[-1] // batch['lr'].shape[-1]}: set data.init_args.scale"
+            )
+        return image
 
-    def _restore(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The restored image and its latent, once per batch: anchor, hint and colour fix all ask for them."""
-        if self._restored is None or self._restored[0] is not batch["lr"]:
-            with torch.no_grad():
-                image = self.restorer(batch["lr"]).float()
-                if image.shape != batch["up"].shape:
-                    raise ValueError(
-                        f"the restorer enlarges by {self.restorer.scale}, but the data by "
-                        f"{batch['up'].shape[-1] // batch['lr'].shape[-1]}: set data.init_args.scale"
-                    )
-                self._restored = batch["lr"], image, self.space.encode(image, batch["up"])
-        return self._restored[1:]
-
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
+    def condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
         """`{hint: [B,4,h,w], text: [B,tokens,D]}`; the prompt is empty in training, as published."""
-        network = self.network
-        return self._shown(batch, network.empty_text if self.training else network.text)
+        return conditions(anchor, self.network.empty_text if self.training else self.network.text)
 
-    def null_condition(self, batch: Batch) -> dict[str, Tensor]:
-        """The same hint, and the empty prompt."""
-        return self._shown(batch, self.network.empty_text)
+    def null_condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
+        """The same hint with the empty prompt."""
+        return conditions(anchor, self.network.empty_text)
 
-    def _shown(self, batch: Batch, text: Tensor) -> dict[str, Tensor]:
-        hint = self.anchor(batch)
-        return {"hint": hint, "text": text.expand(hint.shape[0], -1, -1)}
+    def decode(self, state: Tensor, batch: Batch) -> Tensor:
+        """The decoded image `[B,3,H,W]` with the colours of the restored image."""
+        return fix_color(super().decode(state, batch), reference=batch["start"], method=self.color_fix)
 
-    def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
-        """Samples, decodes, and mends the colours."""
-        image = super().enlarge(batch, sampler)
-        fixed = fix_color(image, reference=self.start_image(batch), method=self.color_fix)
-        self._restored = None
-        return fixed
+
+def conditions(hint: Tensor, text: Tensor) -> dict[str, Tensor]:
+    """The ControlNet's latent `[B,4,h,w]`, and the prompt's embedding `[1,tokens,D]` repeated for each image."""
+    return {"hint": hint, "text": text.expand(hint.shape[0], -1, -1)}
 
 
 def check_predicts_noise(weights: str) -> None:
-    """Looks into the scheduler beside a base's weights, where there is one.
+    """Reads the prediction type in the scheduler's configuration, where the folder of the weights has one.
+
+    Nothing else tells Stable Diffusion 2.1 for 768 px, which predicts velocities, from 2.1-base: the layers are equal.
 
     Raises:
-        ValueError: the base writes velocities, as Stable Diffusion 2.1 for 768 px does; its layers are 2.1-base's.
+        ValueError: the prediction type is not `epsilon`.
     """
     from diffusers import DDIMScheduler  # takes seconds
 
@@ -116,9 +103,10 @@ def check_predicts_noise(weights: str) -> None:
         scheduler: Any = DDIMScheduler.load_config(weights, subfolder="scheduler")
     except OSError:
         return
-    written = scheduler.get("prediction_type", "epsilon")
-    if written != "epsilon":
+
+    predicted = scheduler.get("prediction_type", "epsilon")
+    if predicted != "epsilon":
         raise ValueError(
-            f"{weights}/scheduler: this base writes {written}, where DoSSR needs one that writes noise, epsilon, as "
-            f"stable-diffusion-2-1-base does: give that as {OPTION}"
+            f"{weights}/scheduler: the prediction_type of these weights is {predicted}, but DoSSR needs weights that "
+            f"predict noise (epsilon), such as stable-diffusion-2-1-base: give those as {OPTION}"
         )

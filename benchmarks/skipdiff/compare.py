@@ -20,9 +20,9 @@ from torch import Tensor
 from datamodules.batch import Batch
 from datamodules.folder import Folder
 from lightning_modules.config import load_method
-from lightning_modules.diffusion.skip_sampler import Decider, Pattern, PolicyDecider, SubsetSearch
 from lightning_modules.experiment import run
 from lightning_modules.skipdiff import SkipDiff
+from lightning_modules.skipping.sampler import Decider, Pattern, PolicyDecider, SubsetSearch
 
 HERE = Path(__file__).parent
 RESAMPLES = 10_000

@@ -5,19 +5,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.process import Process, expand
-from lightning_modules.diffusion.samplers import Denoise, Sampler, Step, needs_posterior
-from lightning_modules.diffusion.spacing import Spacing, noise_to_signal
-from lightning_modules.diffusion.vp import VP
+from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.process import Process, Spacing, expand, noise_to_signal
+from lightning_modules.diffusion.randomness import Randn
+from lightning_modules.diffusion.samplers import Memory, Sampler, needs_posterior
 
 
 class DoSMultistep(Sampler):
     """The exact solution of the linear part, with the denoiser extrapolated from its last one, two or three estimates.
 
-    In the noise-to-signal ratio the solution from t to s is the posterior step plus terms in the derivatives of the
-    estimate by that ratio. Order 1 is `Process.step` with `eta` 1 alone; order p needs p estimates, so a run ramps up.
-    As published, the first derivative is a plain backward difference at order 3 too, which is therefore no third order
-    in the strict sense. Coefficients are float64.
+    In the process's `posterior_ratio`, for DoSSR that of noise to signal, the solution from t to s is the posterior
+    step plus terms in the derivatives of the estimate by that ratio. Order 1 is `Process.step` with `eta` 1 alone;
+    order p needs p estimates, so a run ramps up. As published, the first derivative is a plain backward difference at
+    order 3 too, which is therefore no third order in the strict sense. Coefficients are float64.
 
     Args:
         steps: Evaluations of the network.
@@ -52,32 +52,49 @@ class DoSMultistep(Sampler):
         """See `Sampler.grid`; with `final: reference` it ends at the first table entry.
 
         Raises:
-            TypeError: the process is not of the variance-preserving family, whose equation this solves.
+            TypeError: the process's equation is another than the one that this solves, or `reference` has no first
+                table entry to end at.
         """
-        if not isinstance(process, VP):
-            raise TypeError(f"DoSMultistep solves VP and DomainShift, not {type(process).__name__}; choose Ancestral")
+        noise_to_signal(process, torch.ones(1))  # refuses a mean that is not a multiple of x0
+        needs_posterior(process, "DoSMultistep")
+
         times = super().grid(process)
-        needs_posterior(process, times)
         if self.final == "reference":
+            if process.steps is None:
+                raise TypeError(f"final: reference ends at a table entry, and {type(process).__name__} has no table")
             times[-1] = 1 / process.steps
         return times
 
-    def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
-        """The posterior step, and what the derivatives of the estimate add to it."""
-        estimates = Estimates(self.order)
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn
+    ) -> tuple[Tensor, Memory]:
+        """The posterior step, and what the derivatives of the estimate add to it.
 
-        def step(x_t: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
-            x0, here = denoise(x_t, t), noise_to_signal(process, t)
-            estimates.add(x0, here)
-            x_s = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=1.0)
-            if not estimates.derivatives:
-                return x_s
-            weights = derivative_weights(here, noise_to_signal(process, s))
-            for weight, derivative in zip(weights, estimates.derivatives, strict=False):
+        The memory holds the last estimate and its ratio, then the first derivative and the ratio before.
+        """
+        process = denoiser.process
+        x0, here = denoiser(x_t, t), process.posterior_ratio(t)
+        x_s = process.step(x_t, x0=x0, anchor=denoiser.anchor, t=t, s=s, eta=1.0, randn=randn)
+
+        derivatives, memory = self._derivatives(x0, here, memory)
+        if derivatives:
+            weights = derivative_weights(here, process.posterior_ratio(s))
+            for weight, derivative in zip(weights, derivatives, strict=False):
                 x_s = x_s + expand(process.alpha(s) * weight, x_s) * derivative
-            return x_s
+        return x_s, memory
 
-        return step
+    def _derivatives(self, x0: Tensor, ratio: Tensor, memory: Memory) -> tuple[list[Tensor], Memory]:
+        """Derivatives of the estimate by the ratio, as many as order and memory allow, and the next memory."""
+        if self.order == 1 or not memory:
+            return [], (x0, ratio)
+        latest, last_ratio, *older = memory
+
+        first = _quotient(x0 - latest, ratio - last_ratio)
+        derivatives = [first]
+        if self.order == 3 and older:
+            before, ratio_before = older
+            derivatives.append(2 * _quotient(first - before, ratio - ratio_before))
+        return derivatives, (x0, ratio, first, last_ratio)
 
 
 def derivative_weights(here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,30 +108,6 @@ def derivative_weights(here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(there > 0, first, 0.0), torch.where(there > 0, second, 0.0)
 
 
-class Estimates:
-    """The latest estimate of the clean state and its derivatives by the noise-to-signal ratio.
-
-    Args:
-        order: 1 keeps no derivative, 2 the first, 3 the first and the second, as soon as there are enough estimates.
-    """
-
-    def __init__(self, order: int) -> None:
-        self.order = order
-        self.derivatives: list[Tensor] = []
-        self._ratios: list[Tensor] = []
-        self._latest: Tensor | None = None
-
-    def add(self, x0: Tensor, ratio: Tensor) -> None:
-        """Takes in the estimate `[B,C,H,W]` at `ratio` `[B]`."""
-        before, self.derivatives = self.derivatives, []
-        if self.order > 1 and self._latest is not None:
-            self.derivatives.append(_over(x0 - self._latest, ratio - self._ratios[-1]))
-        if self.order > 2 and before:
-            self.derivatives.append(2 * _over(self.derivatives[0] - before[0], ratio - self._ratios[-2]))
-        self._latest = x0
-        self._ratios = [*self._ratios[-1:], ratio]
-
-
-def _over(difference: Tensor, change: Tensor) -> Tensor:
+def _quotient(difference: Tensor, change: Tensor) -> Tensor:
     """The quotient; 0 for a sample that has not moved since, as one whose step was skipped."""
     return difference * expand(torch.where(change == 0, 0.0, 1 / change), difference)

@@ -1,7 +1,7 @@
-"""Guidance: from denoiser to denoiser.
+"""Guidance: corrections of a denoiser's estimate.
 
-The denoisers that a guidance sees are not brought back into range; the trainer does that once, after the last of them.
-So extrapolating the clean state equals extrapolating the noise, also where the sampler clamps (`bound`).
+The estimates that a guidance sees are not brought back into range; the denoiser does that once, after the last
+correction. So extrapolating the clean state equals extrapolating the noise, also where the sampler clamps (`bound`).
 
 In a list of several the first is innermost. Classifier-free guidance with self-attention guidance as diffusers
 combines them is `[ClassifierFreeGuidance(...), SelfAttentionGuidance(..., branch="unconditional")]`.
@@ -17,17 +17,12 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from lightning_modules.diffusion.process import Process, expand
-from lightning_modules.diffusion.samplers import Denoise
-
-OPTION = "--model.init_args.guidance.init_args"  # of the last in the list
-
-Bound = Callable[[Tensor], Tensor]
-"""Brings a clean state back into its range; the identity where nothing is clamped."""
+from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.process import expand
 
 
 class Guidance(ABC):
-    """Wraps a denoiser in another."""
+    """A correction of the estimate of the clean state."""
 
     def check(self, network: nn.Module, *, null_condition: bool) -> None:
         """Called once when the model is built.
@@ -41,25 +36,13 @@ class Guidance(ABC):
         """
 
     @abstractmethod
-    def wrap(
-        self,
-        denoise: Denoise,
-        *,
-        process: Process,
-        anchor: Tensor,
-        network: nn.Module,
-        unconditional: Denoise | None,
-        bound: Bound,
-    ) -> Denoise:
-        """The guided denoiser.
+    def __call__(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, /) -> Tensor:
+        """The corrected estimate, `[B,C,h,w]`, not bounded.
 
         Args:
-            denoise: The denoiser so far, without `bound`.
-            process: The forward process.
-            anchor: The degraded image as a state, `[B,C,h,w]`.
-            network: The network behind `denoise`.
-            unconditional: The denoiser under the method's null condition; None where there is none.
-            bound: Brings a clean state back into its range.
+            denoiser: The denoiser with the corrections inside of this one; `denoiser.guided` is its estimate.
+            x_t: State, `[B,C,h,w]`.
+            t: Time, `[B]`.
         """
 
 
@@ -81,26 +64,13 @@ class ClassifierFreeGuidance(Guidance):
                 "none: take it out of `guidance`"
             )
 
-    def wrap(
-        self,
-        denoise: Denoise,
-        *,
-        process: Process,
-        anchor: Tensor,
-        network: nn.Module,
-        unconditional: Denoise | None,
-        bound: Bound,
-    ) -> Denoise:
+    def __call__(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, /) -> Tensor:
         """`unconditional + scale * (conditional - unconditional)`."""
-        assert unconditional is not None  # checked
+        conditional = denoiser.guided(x_t, t)
         if self.scale == 1:
-            return denoise
-
-        def guided(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
-            without = unconditional(x_t, t, rows)
-            return without + self.scale * (denoise(x_t, t, rows) - without)
-
-        return guided
+            return conditional
+        without = denoiser.unconditional().guided(x_t, t)
+        return without + self.scale * (conditional - without)
 
 
 class SelfAttentionGuidance(Guidance):
@@ -161,37 +131,24 @@ class SelfAttentionGuidance(Guidance):
             return None
         return self_attention(network, self.layer or getattr(network, "middle_attention", None))
 
-    def wrap(
-        self,
-        denoise: Denoise,
-        *,
-        process: Process,
-        anchor: Tensor,
-        network: nn.Module,
-        unconditional: Denoise | None,
-        bound: Bound,
-    ) -> Denoise:
-        """See `Guidance.wrap`. At scale 0 the denoiser itself is returned."""
-        if self.scale == 0:
-            return denoise
-        probed = denoise if self.branch == "conditional" else unconditional
-        assert probed is not None  # checked
-        layer = self._layer(network)
+    def __call__(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, /) -> Tensor:
+        """See `Guidance.__call__`."""
+        acts = (t >= self.t_range[0]) & (t <= self.t_range[1])
+        if self.scale == 0 or not acts.any():
+            return denoiser.guided(x_t, t)
 
-        def guided(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
-            acts = (t >= self.t_range[0]) & (t <= self.t_range[1])
-            if not acts.any():
-                return denoise(x_t, t, rows)
-            with received_by(layer) as maps:
-                estimate = probed(x_t, t, rows)
-            plain = estimate if probed is denoise else denoise(x_t, t, rows)
-            blurred = self.degrade(bound(estimate), maps)
-            here = anchor if rows is None else anchor[rows]
-            shift = process.mean(x0=blurred, anchor=here, t=t) - process.mean(x0=estimate, anchor=here, t=t)
-            corrected = plain + self.scale * (blurred - probed(x_t + shift, t, rows))
-            return torch.where(expand(acts, x_t) > 0, corrected, plain)
+        # The map comes from the estimate that is blurred; the other branch, if any, is evaluated beside it.
+        probed = denoiser if self.branch == "conditional" else denoiser.unconditional()
+        with received_by(self._layer(denoiser.network)) as maps:
+            estimate = probed.guided(x_t, t)
+        plain = estimate if probed is denoiser else denoiser.guided(x_t, t)
 
-        return guided
+        # The same noise around the blurred state: the mean is linear, so the state moves by the difference of means.
+        blurred = self.degrade(denoiser.bound(estimate), maps)
+        mean = denoiser.process.mean
+        shift = mean(x0=blurred, anchor=denoiser.anchor, t=t) - mean(x0=estimate, anchor=denoiser.anchor, t=t)
+        corrected = plain + self.scale * (blurred - probed.guided(x_t + shift, t))
+        return torch.where(expand(acts, x_t) > 0, corrected, plain)
 
     def degrade(self, x0: Tensor, maps: list[Tensor]) -> Tensor:
         """A clean state `[B,C,h,w]`, blurred where the recorded map says so.
@@ -206,7 +163,7 @@ class SelfAttentionGuidance(Guidance):
         if min(x0.shape[-2:]) <= self.kernel // 2:
             raise ValueError(
                 f"a blur kernel of {self.kernel} reflects {self.kernel // 2} pixels at the border, but the state is "
-                f"{x0.shape[-1]}x{x0.shape[-2]}: set kernel to at most {2 * min(x0.shape[-2:]) - 1} ({OPTION}.kernel)"
+                f"{x0.shape[-1]}x{x0.shape[-2]}: set kernel to at most {2 * min(x0.shape[-2:]) - 1}"
             )
         blurred: Tensor = gaussian_blur2d(
             x0, (self.kernel, self.kernel), (self.sigma, self.sigma), border_type="reflect"
@@ -258,7 +215,7 @@ def self_attention(network: nn.Module, path: str | None) -> nn.Module:
     if not found:
         raise ValueError(
             f"{type(network).__name__} has no softmax self-attention for SelfAttentionGuidance to read: set "
-            f"mask: uniform, which blurs everywhere ({OPTION}.mask uniform), or take it out of `guidance`"
+            "mask: uniform, which blurs everywhere, or take it out of `guidance`"
         )
     if path is None or path not in found:
         raise ValueError(f"{type(network).__name__} has no self-attention at layer: {path}; it has {', '.join(found)}")

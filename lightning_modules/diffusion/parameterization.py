@@ -7,8 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.process import Process, expand
-from lightning_modules.diffusion.relay import LogNormal
+from lightning_modules.diffusion.process import Process, expand, table_time
+
+Clock = Literal["level", "index", "time"]
+"""What can be chosen to tell a network the time, see `noise_label`."""
+
+Label = Literal[Clock, "log_sigma"]
+"""What tells a network the time; `log_sigma` is EDM's, see `Preconditioned`."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,13 @@ class Noised:
 
 
 class Parameterization(ABC):
-    """Translates between the process and the network."""
+    """Translates between the process and the network.
+
+    Attributes:
+        label: What tells the network the time.
+    """
+
+    label: Label
 
     @abstractmethod
     def read(self, process: Process, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,10 +53,7 @@ class Parameterization(ABC):
         return torch.ones_like(t)
 
 
-Label = Literal["level", "index", "time"]
-
-
-def noise_label(process: Process, t: Tensor, label: Label) -> Tensor:
+def noise_label(process: Process, t: Tensor, label: Clock) -> Tensor:
     """What tells the network the time, `[B]` float32.
 
     `level` is the coefficient of x0 (SR3), `index` the papers' 0-based step index (DDPM, SRDiff; a respaced run feeds
@@ -60,7 +68,7 @@ def noise_label(process: Process, t: Tensor, label: Label) -> Tensor:
         return t.float()
     if process.steps is None:
         raise TypeError(f"label: index needs a process with a table of steps; {type(process).__name__} has none")
-    return (process.tick(t) * process.steps - 1).float()
+    return (table_time(process, t) * process.steps - 1).float()
 
 
 class Epsilon(Parameterization):
@@ -70,12 +78,13 @@ class Epsilon(Parameterization):
         label: How the network is told the time, see `noise_label`.
     """
 
-    def __init__(self, label: Label) -> None:
+    def __init__(self, label: Clock) -> None:
+        self.clock: Clock = label
         self.label: Label = label
 
     def read(self, process: Process, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The state itself."""
-        return x_t, noise_label(process, t, self.label)
+        return x_t, noise_label(process, t, self.clock)
 
     def target(self, process: Process, noised: Noised) -> Tensor:
         """The noise."""
@@ -135,8 +144,10 @@ def bound_weight(process: Process, t: Tensor) -> Tensor:
         raise TypeError(f"weighting: bound needs a process with a table of steps; {type(process).__name__} has none")
     entry = 1 / process.steps
     s = (t - entry).clamp(min=0)
-    share = process.alpha(s) - process.kept_std(t, s) / process.std(t) * process.alpha(t)
-    return share**2 / (2 * process.fresh_std(t.clamp(min=2 * entry), s.clamp(min=entry)) ** 2)
+    kept, _ = process.kept_and_fresh(t, s)
+    share = process.alpha(s) - kept / process.std(t) * process.alpha(t)
+    _, fresh = process.kept_and_fresh(t.clamp(min=2 * entry), s.clamp(min=entry))
+    return share**2 / (2 * fresh**2)
 
 
 class Clean(Parameterization):
@@ -149,15 +160,16 @@ class Clean(Parameterization):
     """
 
     def __init__(
-        self, label: Label, input_scale: InputScale = "none", weighting: Literal["uniform", "bound"] = "uniform"
+        self, label: Clock, input_scale: InputScale = "none", weighting: Literal["uniform", "bound"] = "uniform"
     ) -> None:
+        self.clock: Clock = label
         self.label: Label = label
         self.input_scale: InputScale = input_scale
         self.weighting = weighting
 
     def read(self, process: Process, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The scaled state."""
-        return scale_input(process, x_t, t, self.input_scale), noise_label(process, t, self.label)
+        return scale_input(process, x_t, t, self.input_scale), noise_label(process, t, self.clock)
 
     def target(self, process: Process, noised: Noised) -> Tensor:
         """The clean state."""
@@ -200,7 +212,7 @@ class ShiftedEpsilon(Epsilon):
             states; `epsilon` leaves it unweighted.
     """
 
-    def __init__(self, label: Label = "index", loss_on: Literal["x0", "epsilon"] = "x0") -> None:
+    def __init__(self, label: Clock = "index", loss_on: Literal["x0", "epsilon"] = "x0") -> None:
         super().__init__(label)
         self.loss_on = loss_on
 
@@ -232,12 +244,14 @@ class Preconditioned(Parameterization):
 
     Args:
         sigma_data: Standard deviation of clean states.
-        label_scale: Multiplies EDM's noise label `ln(sigma) / 4`; 250 suits networks that expect step indices.
+        label_scale: Multiplies EDM's noise label `ln(sigma) / 4`. 1 suits networks that expect that label, and 250
+            those that expect step indices (`label` is then `index`).
         max_weight: No error of `x0` is weighted by more, as in RDM's code; only levels below 0.0032 would be.
     """
 
     def __init__(self, sigma_data: float = 0.5, label_scale: float = 1.0, max_weight: float = 1e5) -> None:
         self.sigma_data, self.label_scale, self.max_weight = sigma_data, label_scale, max_weight
+        self.label = "log_sigma" if label_scale == 1 else "index"
 
     def scales(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`c_skip`, `c_out` and `c_in`, each float64 `[B]`.
@@ -245,10 +259,10 @@ class Preconditioned(Parameterization):
         Raises:
             TypeError: the process does not keep the clean state's scale at every noise level.
         """
-        if not isinstance(process, LogNormal):
+        if not process.keeps_scale:
             raise TypeError(
-                f"Preconditioned needs a process that adds noise without shrinking the image, EDM or Relay, and not "
-                f"{type(process).__name__}"
+                f"Preconditioned needs a process that adds noise without shrinking the image, EDM's or Relay's, and "
+                f"not {type(process).__name__}"
             )
         sigma = process.std(t)
         variance = sigma**2 + self.sigma_data**2

@@ -1,8 +1,6 @@
-"""The processes of EDM and of Relay Diffusion: log-normal noise levels, and a blur that ends in patch averages."""
+"""The process of Relay Diffusion: noise, and a blur that ends in patch averages (arXiv:2309.03350)."""
 
 import copy
-import math
-from abc import abstractmethod
 from typing import Self
 
 import torch
@@ -10,127 +8,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from lightning_modules.diffusion.process import Process
+from lightning_modules.diffusion.edm import LogNormal
+from lightning_modules.diffusion.randomness import Randn
 
 
-class LogNormal(Process):
-    """A process whose noise level is log-normal in a uniform clock (Table 1 of EDM, arXiv:2206.00364).
-
-    `sigma(t) = exp(p_std * quantile(prob_length * t) + p_mean)`, with the quantile function of the normal distribution:
-    uniform times draw the levels that EDM trains with, cut off above the quantile `prob_length`. Sampling runs along
-    levels whose 1/rho-th powers are evenly spaced (Eq. 5).
-
-    Args:
-        p_mean: Mean of the logarithm of the level.
-        p_std: Its standard deviation.
-        prob_length: Quantile of the largest level, in (0, 1).
-        sigma_start: Level that sampling starts from.
-        sigma_min: Smallest level of a sampling run but for 0.
-        rho: Exponent of the sampling levels; large values crowd them at the small end.
-
-    Raises:
-        ValueError: sampling would start above the levels of training.
-    """
-
-    def __init__(
-        self, *, p_mean: float, p_std: float, prob_length: float, sigma_start: float, sigma_min: float, rho: float
-    ) -> None:
-        super().__init__()
-        self.p_mean, self.p_std, self.prob_length = p_mean, p_std, prob_length
-        self.sigma_start, self.sigma_min, self.rho = sigma_start, sigma_min, rho
-        self.clock(torch.tensor([sigma_start], dtype=torch.float64))  # refuses one above the training levels
-
-    @abstractmethod
-    def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
-        """See `Process.mean`."""
-
-    def std(self, t: Tensor) -> Tensor:
-        """The noise level `sigma(t)`, float64 `[B]`; for a relay with block noise, that of its white part."""
-        normal: Tensor = torch.special.ndtri(self.prob_length * t.double())
-        return (self.p_std * normal + self.p_mean).exp()
-
-    def clock(self, sigma: Tensor) -> Tensor:
-        """The time at which the noise level is `sigma`, float64 in the shape of `sigma`.
-
-        Raises:
-            ValueError: `sigma` exceeds the largest level, where the clock would leave [0, 1].
-        """
-        t = self._quantile(sigma) / self.prob_length
-        if t.max() > 1 + 1e-9:
-            largest = self.std(torch.ones(1)).item()
-            raise ValueError(
-                f"a noise level of {sigma.max().item():.6g} is above {largest:.6g}, the largest that "
-                f"{type(self).__name__} is trained on (quantile {self.prob_length:.6g}); lower sigma_start, or the "
-                "upper end of churn_range"
-            )
-        return t.clamp(max=1)
-
-    def _quantile(self, sigma: Tensor) -> Tensor:
-        quantile: Tensor = torch.special.ndtr((sigma.double().log() - self.p_mean) / self.p_std)
-        return quantile
-
-    def fresh_std(self, t: Tensor, s: Tensor) -> Tensor:
-        """All of `std(s)`: `eta` is the share of the noise that each step replaces, RDM's `s_noise`."""
-        return self.std(s)
-
-    def grid(self, steps: int) -> Tensor:
-        """The times of `steps` levels from `sigma_start` to `sigma_min`, then 0.
-
-        Raises:
-            ValueError: `steps` is below 1.
-        """
-        if steps < 1:
-            raise ValueError(f"sampling takes at least one step, got steps={steps}")
-        return torch.cat([self.clock(levels(steps, self.sigma_start, self.sigma_min, self.rho)), torch.zeros(1)])
-
-
-def levels(steps: int, largest: float, smallest: float, rho: float) -> Tensor:
-    """Falling noise levels whose 1/rho-th powers are evenly spaced (Eq. 5 of EDM), float64 `[steps]`."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    start, end = largest ** (1 / rho), smallest ** (1 / rho)
-    return torch.pow(start + ramp * (end - start), rho)
-
-
-class EDM(LogNormal):
-    """`x_t = x0 + sigma(t) noise`, started from pure noise (arXiv:2206.00364); the anchor plays no part.
-
-    EDM draws levels without bound; here they end at `sigma_max`, which one draw in 600,000 would exceed.
-
-    Args:
-        sigma_max: Largest level, where sampling starts.
-        sigma_min: Smallest level of a sampling run but for 0.
-        rho: See `LogNormal`.
-        p_mean: See `LogNormal`.
-        p_std: See `LogNormal`.
-    """
-
-    def __init__(
-        self,
-        sigma_max: float = 80.0,
-        sigma_min: float = 0.002,
-        rho: float = 7.0,
-        p_mean: float = -1.2,
-        p_std: float = 1.2,
-    ) -> None:
-        prob_length = 0.5 * (1 + math.erf((math.log(sigma_max) - p_mean) / p_std / 2**0.5))
-        super().__init__(
-            p_mean=p_mean, p_std=p_std, prob_length=prob_length, sigma_start=sigma_max, sigma_min=sigma_min, rho=rho
-        )
-
-    def alpha(self, t: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(t, dtype=torch.float64)
-
-    def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
-        """The clean state."""
-        return x0
-
-    def start(self, *, anchor: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Pure noise."""
-        return self.diffuse(x0=torch.zeros_like(anchor), anchor=anchor, t=t, noise=noise)
-
-
-class Relay(LogNormal):
+class RelayProcess(LogNormal):
     """Relay Diffusion: `x_t = blur_t(x0) + sigma(t) (white + block_scale * block noise)` (arXiv:2309.03350).
 
     The blur acts on square patches and ends in their averages, which is the low-resolution image enlarged by repeating
@@ -188,9 +70,9 @@ class Relay(LogNormal):
         other.blur_pace = self.prob_length / prob_length
         return other
 
-    def sample_t(self, n: int, device: torch.device) -> Tensor:
+    def sample_t(self, n: int) -> Tensor:
         """Uniform on (0, 1], with the smallest times raised to `smallest_t`."""
-        return super().sample_t(n, device).clamp(min=self.smallest_t())
+        return super().sample_t(n).clamp(min=self.smallest_t())
 
     def smallest_t(self) -> float:
         """Smallest training time, as published; at the time of `sigma_floor` itself it would be a little larger."""
@@ -224,20 +106,19 @@ class Relay(LogNormal):
         Raises:
             ValueError: H or W is not a multiple of the patch's side.
         """
-        basis = self.basis = self.basis.to(x0.device)
-        kernel = basis.mT @ (self.gains(blur_sigma).flatten(1)[:, :, None] * basis)
+        kernel = self.basis.mT @ (self.gains(blur_sigma).flatten(1)[:, :, None] * self.basis)
         return patch_product(x0, kernel, self.patch)
 
     def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
         """The blurred clean state; its patch averages are those of `x0` at any time."""
         return self.blur(x0, self.blur_sigma(t)) if self.blur_sigma_max > 0 else x0
 
-    def noise(self, like: Tensor) -> Tensor:
+    def noise(self, like: Tensor, randn: Randn = torch.randn_like) -> Tensor:
         """White noise plus block noise drawn after it; variance `1 + block_scale^2` unless normalized."""
-        white = super().noise(like)
+        white = randn(like)
         if self.block_scale == 0:
             return white
-        mixed = white + self.block_scale * block_noise(super().noise(like), self.patch)
+        mixed = white + self.block_scale * block_noise(randn(like), self.patch)
         return mixed / (1 + self.block_scale**2) ** 0.5 if self.normalize_block_noise else mixed
 
 

@@ -1,28 +1,19 @@
-"""Loops over time. They know a denoiser and a process, and no network."""
+"""Loops over time. They know a denoiser and no network."""
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import Protocol
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.process import Process, expand
-from lightning_modules.diffusion.spacing import Spacing, noise_to_signal, spaced
+from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.process import Process, Spacing, expand, noise_to_signal
+from lightning_modules.diffusion.randomness import Randn
+from lightning_modules.diffusion.spacing import spaced
 
-
-class Denoise(Protocol):
-    """An estimate of the clean state."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
-        """`[b,C,H,W]` of a state `[b,C,H,W]` at times `[b]`; `rows` tells which samples of the batch they are."""
-
-
-class Step(Protocol):
-    """One step of a run; may remember the steps before it."""
-
-    def __call__(self, x_t: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
-        """The state at `s`, `[B,C,H,W]`; `t` and `s` are `[B]`."""
+Memory = tuple[Tensor, ...]
+"""What a multistep sampler remembers of earlier steps, `[B,...]` each; the empty tuple before the first."""
 
 
 class AfterStep(Protocol):
@@ -30,6 +21,9 @@ class AfterStep(Protocol):
 
     def __call__(self, x_s: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
         """New state, `[B,C,H,W]`; `t` and `s` are `[B]`."""
+
+    def fork(self) -> Self:
+        """One that goes on from here with the same random numbers, for another run of the same steps."""
 
 
 class Sampler(ABC):
@@ -44,7 +38,7 @@ class Sampler(ABC):
         ValueError: `eta` is outside [0, 1].
     """
 
-    usual_eta = 0.0  # the one that `name` leaves unsaid
+    default_eta = 0.0  # the one that `name` leaves out
 
     def __init__(self, steps: int, spacing: Spacing = "trailing", eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:
@@ -52,16 +46,15 @@ class Sampler(ABC):
         self.steps, self.eta = steps, eta
         self.spacing: Spacing = spacing
 
-    @property
-    def name(self) -> str:
-        """What results say of it, "ddim-10" or "ddim-10-karras-eta0.5"."""
+    def name(self, process: Process) -> str:
+        """What results call it when it samples `process`: "ddim-10" or "ddim-10-karras-eta0.5"."""
         spacing = "" if self.spacing == "trailing" else f"-{self.spacing}"
-        return f"{self.solver}-{self.steps}{spacing}{self.said_eta}"
+        return f"{self.solver}-{self.steps}{spacing}{self.eta_suffix}"
 
     @property
-    def said_eta(self) -> str:
+    def eta_suffix(self) -> str:
         """The part of `name` that tells an unusual `eta`."""
-        return "" if self.eta == self.usual_eta else f"-eta{self.eta:g}"
+        return "" if self.eta == self.default_eta else f"-eta{self.eta:g}"
 
     @property
     def solver(self) -> str:
@@ -73,32 +66,53 @@ class Sampler(ABC):
 
         Raises:
             ValueError: the process has no such steps.
-            TypeError: sampler or spacing rely on what the process is not.
+            TypeError: sampler or spacing rely on a property that the process does not have.
         """
         return spaced(process, self.steps, self.spacing)
 
+    def init(self, denoiser: Denoiser, t: Tensor, randn: Randn) -> tuple[Tensor, Memory]:
+        """The state that sampling starts from at times `t [B]`, `[B,C,H,W]`, and the memory before the first step."""
+        return start(denoiser, denoiser.anchor, t, randn), ()
+
     @abstractmethod
-    def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
-        """What one run does at each of its steps."""
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn
+    ) -> tuple[Tensor, Memory]:
+        """One step.
+
+        Args:
+            denoiser: The estimate of the clean state.
+            x_t: State, `[B,C,H,W]`.
+            memory: What the step before returned.
+            t: Where the states are, `[B]`.
+            s: Where they go, `[B]`.
+            randn: Source of fresh noise.
+
+        Returns:
+            The state at `s` and the next memory.
+        """
 
     def __call__(
-        self, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None = None
+        self, denoiser: Denoiser, randn: Randn = torch.randn_like, after_step: AfterStep | None = None
     ) -> Tensor:
-        """A clean state, `[B,C,H,W]`, in the shape of `anchor`."""
-        return self.follow(self.grid(process), denoise, process, anchor, after_step)
+        """A clean state, `[B,C,H,W]`, in the shape of the denoiser's anchor."""
+        return self.follow(self.grid(denoiser.process), denoiser, randn, after_step)
 
-    def follow(
-        self, times: Tensor, denoise: Denoise, process: Process, anchor: Tensor, after_step: AfterStep | None
-    ) -> Tensor:
+    def follow(self, times: Tensor, denoiser: Denoiser, randn: Randn, after_step: AfterStep | None) -> Tensor:
         """The state at the last of falling `times`, `[B,C,H,W]`, from the process's start at the first."""
-        batch = [time.expand(anchor.shape[0]) for time in times.to(anchor.device)]
-        x = process.start(anchor=anchor, t=batch[0], noise=process.noise(anchor))
-        step = self.stepper(denoise, process, anchor)
+        batch = [time.expand(denoiser.anchor.shape[0]) for time in times]
+        x, memory = self.init(denoiser, batch[0], randn)
         for t, s in pairwise(batch):
-            x = step(x, t=t, s=s)
+            x, memory = self.step(denoiser, x, memory, t=t, s=s, randn=randn)
             if after_step is not None:
                 x = after_step(x, t=t, s=s)
         return x
+
+
+def start(denoiser: Denoiser, anchor: Tensor, t: Tensor, randn: Randn) -> Tensor:
+    """The process's start at times `t [B]` from `anchor`, in the anchor's precision, `[B,C,H,W]`."""
+    process = denoiser.process
+    return process.start(anchor=anchor, t=t, noise=process.noise(anchor, randn))
 
 
 class Ancestral(Sampler):
@@ -108,20 +122,75 @@ class Ancestral(Sampler):
         steps: See `Sampler`.
         eta: Share of the posterior's noise, 0 to 1.
         spacing: See `Sampler`.
+        variance: Noise of a step at `eta = 1`: `small`, the posterior's, or `large`, that of the forward transition,
+            DDPM's beta_t (as SR3's paper samples). There is none in the step to the clean image.
+
+    Raises:
+        ValueError: see `Sampler`.
     """
 
-    usual_eta = 1.0
+    default_eta = 1.0
 
-    def __init__(self, steps: int, eta: float = 1.0, spacing: Spacing = "trailing") -> None:
+    def __init__(
+        self,
+        steps: int,
+        eta: float = 1.0,
+        spacing: Spacing = "trailing",
+        variance: Literal["small", "large"] = "small",
+    ) -> None:
         super().__init__(steps, spacing, eta)
+        self.variance = variance
 
-    def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
+    def name(self, process: Process) -> str:
+        """See `Sampler.name`; tells a large variance."""
+        return super().name(process) + ("-large" if self.variance == "large" else "")
+
+    def grid(self, process: Process) -> Tensor:
+        """See `Sampler.grid`; a large variance is that of a Markov chain's transition."""
+        if self.variance == "large":
+            needs_posterior(process, "variance: large")
+        return super().grid(process)
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn
+    ) -> tuple[Tensor, Memory]:
         """`Process.step` with one estimate of the clean state."""
+        process = denoiser.process
+        added = transition_std(process, t, s) if self.variance == "large" else None
+        x_s = process.step(
+            x_t,
+            x0=denoiser(x_t, t),
+            anchor=denoiser.anchor,
+            t=t,
+            s=s,
+            eta=self.eta,
+            randn=randn,
+            added_std=added,
+        )
+        return x_s, ()
 
-        def step(x_t: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
-            return process.step(x_t, x0=denoise(x_t, t), anchor=anchor, t=t, s=s, eta=self.eta)
 
-        return step
+def needs_posterior(process: Process, asking: str) -> None:
+    """Refuses a process whose stochastic steps are not those of a Markov chain's posterior.
+
+    Raises:
+        TypeError: `process.markov` is False.
+    """
+    if not process.markov:
+        raise TypeError(
+            f"{asking} needs a process with a Markov posterior, such as VP or ResidualShift, and not "
+            f"{type(process).__name__}, whose stochastic steps replace all noise; choose EDMHeun, Ancestral or DDIM"
+        )
+
+
+def transition_std(process: Process, t: Tensor, s: Tensor) -> Tensor:
+    """Standard deviation of the noise that the forward transition from `s` to `t` adds, `[B]`; 0 where `s` is 0.
+
+    The posterior's deviation is `std(s) / std(t)` times it (Eq. 7 of DDPM).
+    """
+    _, fresh = process.kept_and_fresh(t, s)
+    std_s = process.std(s)
+    return torch.where(s > 0, fresh * process.std(t) / torch.where(std_s > 0, std_s, 1.0), 0.0)
 
 
 class DDIM(Ancestral):
@@ -133,7 +202,7 @@ class DDIM(Ancestral):
         spacing: See `Sampler`.
     """
 
-    usual_eta = 0.0
+    default_eta = 0.0
 
     def __init__(self, steps: int, eta: float = 0.0, spacing: Spacing = "trailing") -> None:
         super().__init__(steps, eta, spacing)
@@ -165,40 +234,25 @@ class DPMSolverPlusPlus(Sampler):
     def grid(self, process: Process) -> Tensor:
         """See `Sampler.grid`; a process whose mean applies an operator to x0 is refused."""
         noise_to_signal(process, torch.ones(1))  # refused whatever the spacing
-        times = super().grid(process)
         if self.stochastic:
-            needs_posterior(process, times)
-        return times
+            needs_posterior(process, "DPMSolverPlusPlus with stochastic: true")
+        return super().grid(process)
 
-    def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn
+    ) -> tuple[Tensor, Memory]:
         """Extrapolates the estimate to the middle of the step, then steps there."""
-        before: tuple[Tensor, Tensor] | None = None
+        process = denoiser.process
+        estimate, now = denoiser(x_t, t), _half_log_snr(process, t)
 
-        def step(x_t: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
-            nonlocal before
-            estimate, now = denoise(x_t, t), _half_log_snr(process, t)
-            x0 = estimate
-            if before is not None:
-                share = _extrapolation(before[1], now, _half_log_snr(process, s))
-                x0 = estimate + expand(share, estimate) * (estimate - before[0])
-            before = estimate, now
-            return process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=float(self.stochastic))
+        x0 = estimate
+        if memory:
+            before, then = memory
+            share = _extrapolation(then, now, _half_log_snr(process, s))
+            x0 = estimate + expand(share, estimate) * (estimate - before)
 
-        return step
-
-
-def needs_posterior(process: Process, times: Tensor) -> None:
-    """Refuses a process whose steps add more noise than the equation has that second-order samplers solve.
-
-    Raises:
-        ValueError: the noise is not that of the process's posterior.
-    """
-    t, s = times[:-1], times[1:]
-    if not torch.equal(process.added_std(t, s), process.fresh_std(t, s)):
-        raise ValueError(
-            f"stochastic steps of second order add the posterior's noise, {type(process).__name__} is set to add more, "
-            "for Ancestral: set --model.init_args.process.init_args.posterior_variance small"
-        )
+        x_s = process.step(x_t, x0=x0, anchor=denoiser.anchor, t=t, s=s, eta=float(self.stochastic), randn=randn)
+        return x_s, (estimate, now)
 
 
 def _half_log_snr(process: Process, t: Tensor) -> Tensor:
@@ -231,8 +285,6 @@ class Heun(Sampler):
         """See `Sampler.grid`; also refuses a process that starts without signal, where the ratio is infinite."""
         self.ratio(process, torch.ones(1))  # refused whatever the spacing
         times = super().grid(process)
-        if self.eta > 0:
-            needs_posterior(process, times)
         if self.ratio(process, times).isinf().any():
             raise ValueError(
                 f"Heun steps in the noise-to-signal ratio, which is infinite at the start of {type(process).__name__}; "
@@ -249,19 +301,23 @@ class Heun(Sampler):
         std = process.std(t)
         return (x - process.mean(x0=x0, anchor=anchor, t=t)) / expand(torch.where(std > 0, std, 1.0), x)
 
-    def stepper(self, denoise: Denoise, process: Process, anchor: Tensor) -> Step:
+    def estimate(self, denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
+        """The denoiser's estimate of the clean state, `[B,C,H,W]`."""
+        return denoiser(x, t)
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn
+    ) -> tuple[Tensor, Memory]:
         """An Euler step, then the same step with the mean of the slopes found at both its ends."""
+        process, anchor = denoiser.process, denoiser.anchor
+        x0 = self.estimate(denoiser, x_t, t)
+        x_s = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=self.eta, randn=randn)
+        if not (s > 0).any():
+            return x_s, ()
 
-        def step(x_t: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
-            x0 = denoise(x_t, t)
-            x_s = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=self.eta)
-            if not (s > 0).any():
-                return x_s
-            there = self.slope(process, x_s, x0=denoise(x_s, s), anchor=anchor, t=s)
-            change = there - self.slope(process, x_t, x0=x0, anchor=anchor, t=t)
-            # The clean state that leaves the mean slope at x_t.
-            x0 = x0 - expand(self.ratio(process, t) / 2, x_t) * change
-            corrected = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=self.eta)
-            return torch.where(expand(s > 0, x_t) > 0, corrected, x_s)
-
-        return step
+        there = self.slope(process, x_s, x0=self.estimate(denoiser, x_s, s), anchor=anchor, t=s)
+        change = there - self.slope(process, x_t, x0=x0, anchor=anchor, t=t)
+        # The clean state that leaves the mean slope at x_t.
+        x0 = x0 - expand(self.ratio(process, t) / 2, x_t) * change
+        corrected = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=self.eta, randn=randn)
+        return torch.where(expand(s > 0, x_t) > 0, corrected, x_s), ()

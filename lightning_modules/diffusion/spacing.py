@@ -1,14 +1,9 @@
 """Which times a run of few steps visits."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.process import Process
-from lightning_modules.diffusion.relay import EDM
-
-Spacing = Literal["trailing", "uniform", "quadratic", "karras"]
+from lightning_modules.diffusion.process import Process, Spacing, noise_to_signal
 
 RHO = 7.0  # curvature of Karras spacing, from Table 1 of EDM (arXiv:2206.00364)
 
@@ -27,13 +22,14 @@ def spaced(process: Process, steps: int, spacing: Spacing) -> Tensor:
         TypeError: the process spaces its times in a way of its own, and `spacing` is not `trailing`.
     """
     own = process.grid(steps)
-    if spacing == "trailing" or (spacing == "karras" and isinstance(process, EDM)):
+    if spacing in ("trailing", process.own_spacing):
         return own
     if process.steps is None:
         raise TypeError(
             f"{spacing} spacing needs a process with a table of steps; {type(process).__name__} has none and spaces "
             "its times itself: leave spacing at trailing"
         )
+
     if spacing == "karras":
         return _karras(process, own[0], steps)
     last = float(own[0]) * process.steps
@@ -46,15 +42,6 @@ def spaced(process: Process, steps: int, spacing: Spacing) -> Tensor:
     return torch.cat([entries, torch.zeros(1, dtype=torch.float64)]) / process.steps
 
 
-def noise_to_signal(process: Process, t: Tensor) -> Tensor:
-    """`std / alpha`, EDM's sigma; infinite where no signal is left. In the shape of `t`.
-
-    Raises:
-        TypeError: the process's mean is no multiple of x0.
-    """
-    return process.std(t) / process.alpha(t)
-
-
 def _karras(process: Process, start: Tensor, steps: int) -> Tensor:
     assert process.steps is not None
     ends = torch.stack([start, torch.tensor(1 / process.steps, dtype=torch.float64)])
@@ -64,17 +51,33 @@ def _karras(process: Process, start: Tensor, steps: int) -> Tensor:
             f"karras spacing needs some signal at the start, and {type(process).__name__} starts without; choose "
             "trailing, uniform or quadratic"
         )
+
     sigmas = torch.lerp(largest, smallest, torch.linspace(0, 1, steps, dtype=torch.float64)).pow(RHO)
-    times = _time_at(process, sigmas, float(start))
+    times = time_at(process, sigmas)
     times[0] = start
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 
-def _time_at(process: Process, sigmas: Tensor, start: float) -> Tensor:
-    """The inverse of `noise_to_signal`, which grows with time, by bisection to the last bit."""
-    low, high = torch.zeros_like(sigmas), torch.full_like(sigmas, start)
+def time_at(process: Process, sigma: Tensor) -> Tensor:
+    """The times at which the noise-to-signal ratio is `sigma`, float64 in its shape, by bisection to the last bit.
+
+    Raises:
+        ValueError: a ratio lies above that of the process's last time.
+    """
+
+    def ratio(t: Tensor) -> Tensor:
+        return process.std(t) if process.keeps_scale else noise_to_signal(process, t)
+
+    largest = ratio(torch.ones(1, dtype=torch.float64)).item()
+    if sigma.max() > largest * (1 + 1e-6):
+        raise ValueError(
+            f"a noise level of {sigma.max().item():.6g} is above {largest:.6g}, the largest that "
+            f"{type(process).__name__} is trained on; lower the upper end of churn_range"
+        )
+
+    low, high = torch.zeros_like(sigma), torch.ones_like(sigma)
     for _ in range(64):
         middle = (low + high) / 2
-        above = noise_to_signal(process, middle) > sigmas
+        above = ratio(middle) > sigma
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     return high

@@ -1,6 +1,7 @@
 """Evaluates a network on overlapping tiles of states that are too large for it at once."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,13 +9,21 @@ from torch import Tensor
 WIDTH = 0.25  # standard deviation of a tile's weights, in tiles
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """How a state is cut.
+
+    Attributes:
+        side: Of a tile, in state pixels, where the state is larger than it.
+        overlap: Of neighbouring tiles, at least, in state pixels.
+    """
+
+    side: int
+    overlap: int
+
+
 def tiled(
-    evaluate: Callable[[Tensor, dict[str, Tensor]], Tensor],
-    x: Tensor,
-    condition: Mapping[str, Tensor],
-    *,
-    tile: int,
-    overlap: int,
+    evaluate: Callable[[Tensor, dict[str, Tensor]], Tensor], x: Tensor, condition: Mapping[str, Tensor], tiles: Tiles
 ) -> Tensor:
     """`evaluate(x, condition)` from tiles, each weighted by a Gaussian around its centre (StableSR, arXiv:2305.07015).
 
@@ -22,8 +31,7 @@ def tiled(
         evaluate: From a state `[B,C,h,w]` and what it is shown to `[B,C',h,w]`.
         x: `[B,C,H,W]`.
         condition: Maps `[B,C,H/k,W/k]`, with a whole k each, are cut as the state is; everything else is shown whole.
-        tile: Side of a tile, where the state is larger than it.
-        overlap: Of neighbouring tiles, at least.
+        tiles: How the state is cut.
 
     Returns:
         `[B,C',H,W]`; exactly `evaluate(x, condition)` where one tile holds all.
@@ -32,11 +40,11 @@ def tiled(
         ValueError: a map's pixels do not fit the tiles.
     """
     height, width = x.shape[-2:]
-    if max(height, width) <= tile:
+    if max(height, width) <= tiles.side:
         return evaluate(x, dict(condition))
     total: Tensor | None = None
     weights = x.new_zeros(1, 1, height, width, dtype=torch.float32)
-    for window in windows(height, width, tile, overlap):
+    for window in windows(height, width, tiles):
         shown = {name: cut(name, value, window, height) for name, value in condition.items()}
         output = evaluate(x[..., *window], shown)
         if total is None:
@@ -65,17 +73,17 @@ def cut(name: str, value: Tensor, window: tuple[slice, slice], height: int) -> T
     return value[..., rows, columns]
 
 
-def windows(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[slice, slice]]:
+def windows(height: int, width: int, tiles: Tiles) -> Iterator[tuple[slice, slice]]:
     """Row and column slices of tiles that cover `height` x `width`."""
-    for top in starts(height, tile, overlap):
-        for left in starts(width, tile, overlap):
-            yield slice(top, min(top + tile, height)), slice(left, min(left + tile, width))
+    for top in starts(height, tiles):
+        for left in starts(width, tiles):
+            yield slice(top, min(top + tiles.side, height)), slice(left, min(left + tiles.side, width))
 
 
-def starts(length: int, tile: int, overlap: int) -> list[int]:
+def starts(length: int, tiles: Tiles) -> list[int]:
     """Where tiles begin; the last ends at `length`."""
-    last = max(length - tile, 0)
-    return [*range(0, last, tile - overlap), last]
+    last = max(length - tiles.side, 0)
+    return [*range(0, last, tiles.side - tiles.overlap), last]
 
 
 def gaussian(like: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 from itertools import accumulate
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,19 +21,14 @@ class VP(Tabulated):
         schedule: The betas.
         continuous: Train at any time in (0, 1] (SR3) instead of the T table entries only (DDPM, SRDiff).
         shared_t: One table entry per batch instead of one per sample, as the widely used SR3 code draws it.
-        posterior_variance: Noise of a stochastic step: `small`, the posterior's, or `large`, beta_t (SR3's paper).
     """
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        continuous: bool = False,
-        shared_t: bool = False,
-        posterior_variance: Literal["small", "large"] = "small",
-    ) -> None:
+    anchored = False
+
+    def __init__(self, schedule: Schedule, continuous: bool = False, shared_t: bool = False) -> None:
         super().__init__(schedule.steps)
         self.schedule = schedule
-        self.continuous, self.shared_t, self.posterior_variance = continuous, shared_t, posterior_variance
+        self.continuous, self.shared_t = continuous, shared_t
         self.tables["signal"] = schedule.alphas_cumprod().sqrt()
 
     def signal(self, t: Tensor) -> Tensor:
@@ -53,24 +47,12 @@ class VP(Tabulated):
         """`sqrt(ab_t) x0`."""
         return expand(self.alpha(t), x0) * x0
 
-    def fresh_std(self, t: Tensor, s: Tensor) -> Tensor:
-        """Standard deviation of `q(x_s | x_t, x0)` (Eq. 7 of DDPM, for any s < t)."""
-        std_t = self.std(t)
-        return self.std(s) * self._transition_std(t, s) / torch.where(std_t > 0, std_t, 1.0)
-
-    def kept_std(self, t: Tensor, s: Tensor) -> Tensor:
-        """See `Process.kept_std`."""
-        std_t = self.std(t)
-        return self.gain(t, s) * self.std(s) ** 2 / torch.where(std_t > 0, std_t, 1.0)
-
-    def added_std(self, t: Tensor, s: Tensor) -> Tensor:
-        """The posterior's, or that of the transition itself; none in a step to the clean image."""
-        if self.posterior_variance == "small":
-            return self.fresh_std(t, s)
-        return torch.where(s > 0, self._transition_std(t, s), 0.0)
-
-    def _transition_std(self, t: Tensor, s: Tensor) -> Tensor:
-        return (self.std(t) ** 2 - (self.gain(t, s) * self.std(s)) ** 2).clamp(min=0).sqrt()
+    def kept_and_fresh(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise of `q(x_s | x_t, x0)` (Eq. 7 of DDPM, for any s < t), and what it leaves of the old."""
+        std_t, std_s, gain = self.std(t), self.std(s), self.gain(t, s)
+        transition = (std_t**2 - (gain * std_s) ** 2).clamp(min=0).sqrt()
+        divisor = torch.where(std_t > 0, std_t, 1.0)
+        return gain * std_s**2 / divisor, std_s * transition / divisor
 
     def gain(self, t: Tensor, s: Tensor) -> Tensor:
         """What the transition from `s` to `t` multiplies the state by, `[B]`."""
@@ -80,11 +62,11 @@ class VP(Tabulated):
         """Pure noise."""
         return noise
 
-    def sample_t(self, n: int, device: torch.device) -> Tensor:
+    def sample_t(self, n: int) -> Tensor:
         """Table entries 1..T, uniform; with `continuous`, uniform inside the drawn bin as well."""
-        entries = torch.randint(1, self.steps + 1, (1 if self.shared_t else n,), device=device).expand(n)
-        inside = torch.rand(n, dtype=torch.float64, device=device) if self.continuous else 0
-        return (entries - inside) / torch.tensor(self.steps, dtype=torch.float64, device=device)
+        entries = torch.randint(1, self.steps + 1, (1 if self.shared_t else n,)).expand(n)
+        inside = torch.rand(n, dtype=torch.float64) if self.continuous else 0
+        return (entries - inside) / torch.tensor(self.steps, dtype=torch.float64)
 
 
 class DomainShift(VP):
@@ -104,6 +86,8 @@ class DomainShift(VP):
         ValueError: the slide does not fit the table.
     """
 
+    anchored = True
+
     def __init__(
         self,
         schedule: Schedule,
@@ -121,7 +105,7 @@ class DomainShift(VP):
         angle = torch.linspace(*ramp, shift_steps, dtype=torch.float64) * math.pi / 2
         zeros = torch.zeros(self.steps - shift_steps, dtype=torch.float64)
         one = torch.ones(1, dtype=torch.float64)
-        # Of the cosine, for 1 - shift would cancel.
+        # alpha comes from the cosine: 1 - shift would lose its digits where the shift is almost complete.
         self.tables["alpha"] = self.tables["signal"] * torch.cat([one, angle.cos() ** 2, zeros])
         self.tables["anchor_alpha"] = self.tables["signal"] * torch.cat([0 * one, angle.sin() ** 2, zeros + 1])
 
@@ -147,9 +131,9 @@ class DomainShift(VP):
         """The anchor noised to `t`."""
         return self.diffuse(x0=anchor, anchor=anchor, t=t, noise=noise)
 
-    def sample_t(self, n: int, device: torch.device) -> Tensor:
+    def sample_t(self, n: int) -> Tensor:
         """Table entries 1 to `train_steps`, uniform."""
-        return torch.randint(1, self.train_steps + 1, (n,), device=device).double() / self.steps
+        return torch.randint(1, self.train_steps + 1, (n,)).double() / self.steps
 
     def grid(self, steps: int) -> Tensor:
         """Entries from `shift_steps` down to 1, evenly spread and rounded as published, then the clean image for 1.

@@ -147,7 +147,7 @@ class ADMUNet(nn.Module):
         if channels != self.in_channels:
             raise ValueError(
                 f"ADMUNet was built with in_channels={self.in_channels} but got {channels}: 3 for the noisy image, and "
-                "3 more where the method shows it the low-resolution image (lr_condition: concat)"
+                "3 more where the method shows it the low-resolution image (condition_on: up)"
             )
 
 

@@ -1,32 +1,17 @@
-"""Weights of EDM's networks, as EDM's and Relay Diffusion's public code name them.
-
-The published files are pickled Python objects, whose loading executes the code inside; they are refused. Where that can
-do no harm, in a container without network and without your files, RDM's own code exports what is read here:
-`save_file(torch.load(FILE, weights_only=False)["ema"].state_dict(), "weights.safetensors")`.
-"""
+"""EDM's weights as its public code stores them: the network alone."""
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from lightning_modules.checkpoint import rename_prefixes
-from lightning_modules.relay import EDM
-
-FILTER = "resample_filter"
-BOX = 0.25  # each entry of the 2x2 box filter, the only one that ADMUNet resamples with
+from lightning_modules.edm import EDM
+from lightning_modules.published import adm_names
 
 
 def adapt(model: EDM, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's state dict: `model.*` becomes `network.*`.
+    """The model's state dict: the network becomes `network.*`.
 
     Raises:
         ValueError: the network resamples with another filter than the 2x2 box.
     """
-    weights = {}
-    for key, value in state.items():
-        if not key.endswith(f".{FILTER}"):
-            weights[key] = value
-        elif value.shape[-2:] != (2, 2) or not torch.all(value == BOX):
-            raise ValueError(f"{key}: the network resamples with another filter than the 2x2 box of ADM")
-    return rename_prefixes(weights, {"model.": "network."})
+    return {f"network.{key}": value for key, value in adm_names.unet(state).items()}

@@ -17,12 +17,12 @@ from lightning_modules.diffusion.color_fix import low_frequencies
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance, SelfAttentionGuidance
 from lightning_modules.diffusion.parameterization import Clean, ShiftedEpsilon
-from lightning_modules.diffusion.region import Yoda
-from lightning_modules.diffusion.resshift import ResShift as ResShiftProcess
+from lightning_modules.diffusion.residual_shift import ResidualShift
 from lightning_modules.diffusion.samplers import Ancestral
 from lightning_modules.diffusion.schedules import ScaledLinear
 from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
+from lightning_modules.diffusion.yoda import YODA
 from lightning_modules.dossr import DoSSRStableDiffusion
 from lightning_modules.experiment import run
 from lightning_modules.networks.attention_maps import Sobel
@@ -60,10 +60,11 @@ def make_dossr(tiny: Path, tile: int | None = None, **changes: Any) -> DoSSRStab
 def make_resshift(tiny: Path, **changes: Any) -> ResShift:
     parts: dict[str, Any] = {
         "network": UNetSwin(**SWIN),
-        "process": ResShiftProcess(steps=4, min_noise_level=0.2),
+        "process": ResidualShift(steps=4, min_noise_level=0.2),
         "parameterization": Clean("index", input_scale="latent"),
         "space": Latent(VQAutoencoder(str(tiny / "vq_f4"))),
         "sampler": Ancestral(4),
+        "condition_on": "lr",
     }
     return ResShift(**{**parts, **changes})
 
@@ -102,7 +103,7 @@ def test_an_image_does_not_depend_on_its_batch(make: Any, tiny: Path) -> None:
 
 @pytest.mark.parametrize("make", METHODS)
 def test_yoda_is_an_overlay(make: Any, tiny: Path) -> None:
-    method, batch = make(tiny, region=Yoda(Sobel(), lower_bound=0.2)), make_batch()
+    method, batch = make(tiny, region=YODA(Sobel(), lower_bound=0.2)), make_batch()
     assert step(method, batch).isfinite()
     assert method.super_resolve(batch).isfinite().all()
 
@@ -152,10 +153,12 @@ def test_the_restorer_runs_once_for_each_batch(tiny: Path) -> None:
 def test_the_prompt_is_empty_in_training(tiny: Path) -> None:
     method, batch = make_dossr(tiny), make_batch()
     network = method.network
-    assert torch.equal(method.train().condition(batch)["text"], network.empty_text.expand(2, -1, -1))
-    assert torch.equal(method.eval().condition(batch)["text"], network.text.expand(2, -1, -1))
-    assert torch.equal(method.null_condition(batch)["text"], network.empty_text.expand(2, -1, -1))
-    assert torch.equal(method.condition(batch)["hint"], method.anchor(batch))
+    batch, anchor = method.anchored(batch)
+    assert torch.equal(method.train().condition(batch, anchor)["text"], network.empty_text.expand(2, -1, -1))
+    assert torch.equal(method.eval().condition(batch, anchor)["text"], network.text.expand(2, -1, -1))
+    assert torch.equal(method.null_condition(batch, anchor)["text"], network.empty_text.expand(2, -1, -1))
+    assert torch.equal(method.condition(batch, anchor)["hint"], anchor)
+    assert torch.equal(anchor, method.space.encode(method.start_image(batch), batch["up"]))
 
 
 def test_the_colours_are_the_restored_images(tiny: Path) -> None:
@@ -230,10 +233,11 @@ def test_the_gradient_of_lpips_passes_the_quantisation(tiny: Path) -> None:
 
 def test_tiles_and_yoda_are_overlays_on_the_experiment(tiny: Path, tmp_path: Path) -> None:
     layers = [*arguments(CONFIGS / "dossr_sd21.yaml")[1::2]]
-    layers += [str(CONFIGS / name) for name in ("method/dossr_tiled.yaml", "region/yoda_sobel.yaml")]
+    layers += [str(CONFIGS / name) for name in ("variant/dossr_tiled.yaml", "region/yoda_sobel.yaml")]
     (tmp_path / "composed.yaml").write_text(yaml.safe_dump({"compose": layers}))
     model, _ = configured_model(tmp_path / "composed.yaml")
-    assert isinstance(model, DoSSRStableDiffusion) and isinstance(model.region, Yoda)
+    assert isinstance(model, DoSSRStableDiffusion) and isinstance(model.region, YODA)
     autoencoder = model.space.autoencoder.model
-    assert (model.tile, autoencoder.use_tiling, autoencoder.tile_latent_min_size) == (512, True, 64)
+    assert model.tiles is not None and model.tiles.side * model.space.factor == 512
+    assert (autoencoder.use_tiling, autoencoder.tile_latent_min_size) == (True, 64)
     assert model.eval().super_resolve(make_batch()).isfinite().all()

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from lightning_modules.diffusion.parameterization import Clean, Epsilon
-from lightning_modules.diffusion.region import Yoda
-from lightning_modules.diffusion.relay import Relay
+from lightning_modules.diffusion.relay import RelayProcess
 from lightning_modules.diffusion.samplers import DDIM, Ancestral, DPMSolverPlusPlus, Heun, Sampler
 from lightning_modules.diffusion.schedules import Linear, Schedule
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import VP
+from lightning_modules.diffusion.yoda import YODA
 from lightning_modules.networks.attention_maps import Constant, Sobel
 from lightning_modules.networks.unet_sr3 import SR3UNet
 from lightning_modules.sr3 import SR3
@@ -123,7 +123,7 @@ SAMPLERS: list[Sampler] = [
 ]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name(VP(Linear(STEPS, 1e-4, 0.2))))
 def test_any_sampler_serves_a_trained_model(sampler: Sampler) -> None:
     model, batch = make_sr3(), make_batch()
     images = model.super_resolve(batch, sampler)
@@ -136,7 +136,7 @@ def test_any_sampler_serves_a_trained_model(sampler: Sampler) -> None:
 def test_the_large_posterior_variance_and_clipping_are_options() -> None:
     batch = make_batch()
     usual = make_sr3().super_resolve(batch)
-    large = make_sr3(process=VP(Linear(STEPS, 1e-4, 0.2), continuous=True, posterior_variance="large"))
+    large = make_sr3(sampler=Ancestral(4, variance="large"))
     for other in (large, make_sr3(space=Pixels(clip=False))):
         assert not torch.allclose(other.super_resolve(batch), usual, atol=1e-2)
 
@@ -144,13 +144,13 @@ def test_the_large_posterior_variance_and_clipping_are_options() -> None:
 def test_a_sampler_that_the_process_cannot_run_is_refused_when_the_model_is_built() -> None:
     with pytest.raises(ValueError, match="50 steps; it cannot be sampled with 51"):
         make_sr3(sampler=Ancestral(STEPS + 1))
-    with pytest.raises(TypeError, match="Relay is no multiple of x0"):
-        make_sr3(process=Relay(), sampler=DPMSolverPlusPlus(5))
+    with pytest.raises(TypeError, match="mean of RelayProcess is not a multiple of x0"):
+        make_sr3(process=RelayProcess(), sampler=DPMSolverPlusPlus(5))
 
 
 @pytest.mark.parametrize(("attention", "bound"), [(1.0, 0.1), (0.4, 0.6)])
 def test_yoda_everywhere_is_sr3_itself(attention: float, bound: float) -> None:
-    batch, region = make_batch(), Yoda(Constant(attention), lower_bound=bound)
+    batch, region = make_batch(), YODA(Constant(attention), lower_bound=bound)
     assert torch.equal(make_sr3(region=region).super_resolve(batch), make_sr3().super_resolve(batch))
     losses = []
     for model in (make_sr3(region=region), make_sr3()):
@@ -165,7 +165,7 @@ def test_yoda_leaves_the_enlarged_image_where_nothing_diffuses() -> None:
     batch = make_batch()
     batch["attention"] = torch.zeros(2, 1, 16, 16)
     batch["attention"][..., :8] = 1
-    model = make_sr3(region=Yoda(Sobel(), lower_bound=0.01), sampler=Ancestral(STEPS))
+    model = make_sr3(region=YODA(Sobel(), lower_bound=0.01), sampler=Ancestral(STEPS))
     images, host = model.super_resolve(batch), make_sr3(sampler=Ancestral(STEPS)).super_resolve(batch)
     assert torch.equal(images[..., 8:], batch["up"][..., 8:])
     assert not torch.allclose(images[..., :8], batch["up"][..., :8], atol=0.1)

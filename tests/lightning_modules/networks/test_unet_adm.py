@@ -87,7 +87,7 @@ def test_an_image_beside_the_state_is_read() -> None:
     network, x = tiny(in_channels=6), torch.randn(1, 3, 16, 16)
     outputs = [network(x, torch.zeros(1), image=torch.full_like(x, value)) for value in (0.0, 1.0)]
     assert not torch.allclose(outputs[0], outputs[1])
-    with pytest.raises(ValueError, match=r"in_channels=6 but got 3.*lr_condition: concat"):
+    with pytest.raises(ValueError, match=r"in_channels=6 but got 3.*condition_on: up"):
         network(x, torch.zeros(1))
 
 

@@ -6,31 +6,35 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError
-from lightning_modules.diffusion import relay
-from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
+from lightning_modules.diffusion.edm import EDMProcess
+from lightning_modules.diffusion.edm_samplers import EDMHeun
 from lightning_modules.diffusion.parameterization import Preconditioned
+from lightning_modules.diffusion.relay import RelayProcess
+from lightning_modules.diffusion.relay_sampler import RelayHeun
 from lightning_modules.diffusion.space import Pixels
+from lightning_modules.edm import EDM
 from lightning_modules.networks.unet_adm import ADMUNet
 from lightning_modules.published.importing import import_weights
-from lightning_modules.relay import EDM, Relay
+from lightning_modules.relay import Relay
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "rdm"
 
 
-def make(kind: type[EDM], network: ADMUNet) -> EDM:
+def make(kind: type[DiffusionModule], network: ADMUNet) -> DiffusionModule:
     return kind(
         network=network,
-        process=relay.EDM() if kind is EDM else relay.Relay(),
+        process=EDMProcess() if kind is EDM else RelayProcess(),
         parameterization=Preconditioned(),
         space=Pixels(clip=False),
         sampler=EDMHeun(3) if kind is EDM else RelayHeun(10),
-        lr_condition="none",
+        condition_on="none",
     ).eval()
 
 
 @pytest.mark.parametrize("kind", [EDM, Relay])
-def test_published_weights_are_read_from_safetensors_alone(kind: type[EDM], tmp_path: Path) -> None:
+def test_published_weights_are_read_from_safetensors_alone(kind: type[DiffusionModule], tmp_path: Path) -> None:
     golden = load_file(GOLDENS / "rdm_network.safetensors")
     state = {key.removeprefix("weights/"): value for key, value in golden.items() if key.startswith("weights/")}
     save_file(state, tmp_path / "weights.safetensors")

@@ -11,7 +11,7 @@ from torch import nn
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import CheckpointError
 from lightning_modules.diffusion.parameterization import AnchorResidual
-from lightning_modules.diffusion.resshift import ResShift as ResShiftProcess
+from lightning_modules.diffusion.residual_shift import ResidualShift
 from lightning_modules.diffusion.samplers import Ancestral
 from lightning_modules.diffusion.space import Latent, Pixels
 from lightning_modules.networks.autoencoder import VQAutoencoder
@@ -29,7 +29,7 @@ SWIN |= {"swin_width": 32, "head_channels": 16, "window": 4}
 def make_resshift(**network: Any) -> ResShift:
     return ResShift(
         network=UNetSwin(**SWIN, zero_output=True, **network),
-        process=ResShiftProcess(steps=4, min_noise_level=0.2),
+        process=ResidualShift(steps=4, min_noise_level=0.2),
         parameterization=AnchorResidual("index", input_scale="pixel"),
         space=Pixels(),
         sampler=Ancestral(4),

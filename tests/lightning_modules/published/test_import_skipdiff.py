@@ -8,11 +8,11 @@ import torch
 from torchmetrics import MeanAbsoluteError
 
 from lightning_modules.checkpoint import CheckpointError
-from lightning_modules.diffusion.ppo import Objective
-from lightning_modules.metrics.reward import MetricTerm, Reward
-from lightning_modules.networks.skip_policy import SkipPolicy
 from lightning_modules.published.importing import import_weights
 from lightning_modules.skipdiff import SkipDiff
+from lightning_modules.skipping.policy import SkipPolicy
+from lightning_modules.skipping.ppo import Objective
+from lightning_modules.skipping.reward import MetricTerm, Reward
 
 SMALL: dict[str, Any] = {"channels": (4, 4), "kernels": (5, 3), "resize": 16}
 RELEASED: dict[str, Any] = {"hidden": None, "norm": "batch", "decisions": None}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_modules.checkpoint import CheckpointError
 from lightning_modules.diffusion.parameterization import Epsilon
-from lightning_modules.diffusion.relay import Relay
+from lightning_modules.diffusion.relay import RelayProcess
 from lightning_modules.diffusion.samplers import Ancestral
 from lightning_modules.diffusion.schedules import Linear, Schedule
 from lightning_modules.diffusion.space import Pixels
@@ -99,6 +99,6 @@ def test_a_file_without_a_schedule_is_refused(tmp_path: Path) -> None:
 def test_a_process_without_a_schedule_is_refused(tmp_path: Path) -> None:
     torch.save(published(make_sr3()), tmp_path / "gen.pth")
     other = make_sr3()
-    other.process = Relay()
-    with pytest.raises(CheckpointError, match=r"gen\.pth: .*the configured process, Relay, has none"):
+    other.process = RelayProcess()
+    with pytest.raises(CheckpointError, match=r"gen\.pth: .*the configured process, RelayProcess, has none"):
         import_weights(other, tmp_path / "gen.pth")
