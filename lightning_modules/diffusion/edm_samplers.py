@@ -80,7 +80,7 @@ class EDMHeun(Heun):
     def step(
         self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn
     ) -> tuple[Tensor, Memory]:
-        """See `Heun.step`; before the step, churn adds noise."""
+        """See `Heun.step`; before it, churn raises the noise level."""
         if self.churn > 0:
             process = denoiser.process
             sigma = process.std(t)
