@@ -107,7 +107,7 @@ def test_resume_continues_the_run(trained: Path, tmp_path: Path, monkeypatch: py
         (["--data.init_args.val_crop", "big"], "--data.init_args.val_crop: expected int or null, got big"),
         (["--model.init_args.norm", "l3"], r"--model.init_args.norm: expected Literal\['l1', 'l2'\], got l3"),
         (["--data.init_args.root", "${nowhere}"], "data.init_args.root: Interpolation key 'nowhere' not found"),
-        (["--data.init_args.crop", "30"], r"crop: 30 is no multiple of scale 4 \[--data.init_args.crop\]"),
+        (["--data.init_args.crop", "30"], r"crop: 30 is not a multiple of scale 4 \[--data.init_args.crop\]"),
         (["--ckpt_pat", "x"], "--ckpt_pat: no such key; did you mean ckpt_path?"),
     ],
 )
