@@ -188,6 +188,18 @@ def test_last_continues_the_newest_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert line.options[-1] == "--ckpt_path=runs/srdiff/version_1/checkpoints/last.ckpt"
 
 
+def test_best_is_what_the_run_monitored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monitor = {"monitor": "val/psnr_y", "mode": "min", "filename": "{step}-monitored", "save_top_k": 1}
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": monitor}
+    changed = {"callbacks+": [callback], "max_steps": 3, "val_check_interval": 1}
+    (tmp_path / "monitored.yaml").write_text(yaml.safe_dump({"trainer": changed}))
+    trained = run(["fit", *arguments(SRDIFF), "--config", "monitored.yaml"])
+    expected = trained.trainer.checkpoint_callbacks[-1].best_model_path
+    line = read_command_line(["test", "--experiment", "srdiff", "--ckpt_path", "best"])
+    assert "monitored" in expected and Path(line.options[-1].removeprefix("--ckpt_path=")).samefile(expected)
+
+
 def test_help_lists_the_commands_and_says_what_to_type_next() -> None:
     for name in ("lightning", "diffsr"):
         script = Path(sys.executable).with_name(name)
