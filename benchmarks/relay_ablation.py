@@ -1,12 +1,12 @@
-"""What each part of Relay Diffusion contributes, on real images with an equal budget.
+"""Ablation of Relay Diffusion: the contribution of each part, on real images with equal training.
 
     python benchmarks/relay_ablation.py TRAIN_FOLDER TEST_FOLDER... [--minutes 20] [--device cuda]
 
-Trains the same network in six ways on x4 patches of a folder of photographs: the relay as published, without its block
-noise, without its blur, trained and blurred only up to a noise level of 0.45, with the low-resolution image shown
-throughout, and EDM from pure noise with that image. The first arm trains for the given minutes, the others for as many
-steps. Each is then scored at several numbers of network evaluations on centre crops of the test images, the relays from
-two noise levels. Writes relay_ablation.md and relay_ablation.png.
+Trains the same network in six ways ("arms") on x4 patches of a folder of photographs: Relay as published, without block
+noise, without blur, trained and blurred only up to a noise level of 0.45, and conditioned on the low-resolution image;
+and EDM from pure noise, conditioned on that image. The first arm is trained for the given minutes, the others for the
+same number of steps. Each is then scored at several numbers of network evaluations on centre crops of the test images,
+Relay from two noise levels. Writes relay_ablation.md and relay_ablation.png.
 """
 
 import argparse
@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 
 def model_of(arm: str) -> EDM:
-    """The method of one arm, on the same 1.4 million weights."""
+    """The method of one arm; all arms have the same network of 1.4 million weights."""
     shown = arm.endswith("LR shown")
     network = ADMUNet(
         img_resolution=CROP,
@@ -62,6 +62,7 @@ def model_of(arm: str) -> EDM:
         channels_per_head=32,
         dropout=0.0,
     )
+
     return (EDM if arm.startswith("EDM") else Relay)(
         lr_condition="concat" if shown else "none",
         network=network,
@@ -88,19 +89,19 @@ def process_of(arm: str) -> relay.LogNormal:
 
 
 def starts_of(arm: str) -> Sequence[float]:
-    """The noise levels that the relays of one arm are tried from."""
+    """The noise levels from which one arm of Relay is sampled."""
     return STARTS[-1:] if arm == "relay up to 0.45" else STARTS
 
 
 def samplers_of(arm: str) -> list[Sampler]:
-    """Heun's sampler at every number of levels; the relays' from every start."""
+    """The samplers of one arm: every number of noise levels and, for Relay, every start."""
     if arm.startswith("EDM"):
         return [EDMHeun(levels) for levels in LEVELS]
     return [relay_sampler(levels, start) for start in starts_of(arm) for levels in LEVELS]
 
 
 def relay_sampler(levels: int, start: float) -> RelayHeun:
-    """Exactly `levels` noise levels, from `start` down."""
+    """A sampler of exactly `levels` noise levels, from just below `start` down."""
     return RelayHeun(levels, sigma_start=start, sigma_max=start - 1e-6)
 
 
@@ -120,7 +121,7 @@ def data_of(train: str, test: Path, batch: int, workers: int, side: int) -> Fold
 
 
 def trainer_of(given: argparse.Namespace, folder: Path, **limits: Any) -> Trainer:
-    """A quiet trainer in bfloat16, with an average of the weights."""
+    """A trainer in bfloat16 with EMA, without bars and checkpoints."""
     return Trainer(
         accelerator="gpu" if given.device == "cuda" else "cpu",
         devices=1,
@@ -136,7 +137,7 @@ def trainer_of(given: argparse.Namespace, folder: Path, **limits: Any) -> Traine
 
 
 def train(arm: str, given: argparse.Namespace, folder: Path, steps: int | None) -> tuple[EDM, Folder, int]:
-    """One arm, for `steps` steps or, without them, for the given minutes."""
+    """Trains one arm for `steps` steps, or if None for the given minutes; also returns the number of steps."""
     seed_everything(0)
     model, data = model_of(arm), data_of(given.train, folder / "test", given.batch, given.workers, given.side)
     limits = {"max_time": timedelta(minutes=given.minutes)} if steps is None else {"max_steps": steps}
@@ -153,6 +154,7 @@ def score(arm: str, model: EDM, data: Folder, given: argparse.Namespace, folder:
         trainer = trainer_of(given, folder)
         trainer.limit_val_batches = 1.0
         logged = trainer.validate(model, data, verbose=False)[0]
+
         levels = len(sampler.levels) if isinstance(sampler, RelayHeun) else sampler.steps
         start = sampler.sigma_start if isinstance(sampler, RelayHeun) else 80.0
         names = ("psnr_y", "ssim_y", "lr_psnr", "bicubic/psnr_y", "bicubic/ssim_y")
@@ -165,19 +167,19 @@ def score(arm: str, model: EDM, data: Folder, given: argparse.Namespace, folder:
 
 @torch.no_grad()
 def picture(model: EDM, batch: Batch, sampler: Sampler) -> Tensor:
-    """The first test image as one arm makes it, `[3,H,W]`."""
+    """The first test image, enlarged by one arm, `[3,H,W]` in [-1, 1]."""
     return model.eval().super_resolve(batch, sampler)[0].cpu()
 
 
 def save_strip(images: Sequence[Tensor], path: Path) -> None:
-    """Images in [-1, 1] beside each other, enlarged twice."""
+    """Writes images `[3,H,W]` in [-1, 1] side by side, enlarged twice."""
     strip = ((torch.cat(list(images), dim=2) + 1) * 127.5).round().clamp(0, 255).byte()
     image = Image.fromarray(np.asarray(strip.permute(1, 2, 0)))
     image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """Markdown, bicubic first."""
+    """The scores as a Markdown table, bicubic first."""
     first = rows[0]
     lines = [
         "| arm | start at sigma | evaluations | PSNR-Y | SSIM-Y | LR-consistency, dB |",
@@ -200,15 +202,17 @@ def collect(folders: Sequence[Path], target: Path) -> int:
 
 
 def run(given: argparse.Namespace, folder: Path) -> None:
-    """Trains, scores and writes."""
+    """Trains and scores all arms; writes the page and the picture."""
     images, steps, rows, strip = collect(given.test, folder / "test"), given.steps, [], []
     for arm in ARMS:
         model, data, steps = train(arm, given, folder, steps)
         rows += score(arm, model, data, given, folder)
+
         batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
         sampler = EDMHeun(5) if arm.startswith("EDM") else relay_sampler(5, starts_of(arm)[-1])
         strip = strip or [batch["hr"][0], batch["up"][0]]
         strip.append(picture(model.cpu(), batch, sampler))
+
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "relay_ablation.md").write_text(report(rows, given, steps, images))
     save_strip(strip, given.out / "relay_ablation.png")
@@ -216,9 +220,10 @@ def run(given: argparse.Namespace, folder: Path) -> None:
 
 
 def report(rows: Sequence[Row], given: argparse.Namespace, steps: int | None, images: int) -> str:
-    """What was done, the table, and what the picture shows."""
+    """The page: how it was measured, the table, and what the picture shows."""
     where = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     budget = f"{steps} steps" + (f", which took the first arm {given.minutes:g} minutes" if given.steps is None else "")
+
     return "\n".join(
         [
             "# Relay Diffusion, part by part",
@@ -250,6 +255,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
