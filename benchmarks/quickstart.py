@@ -58,7 +58,7 @@ def summary(results: dict[str, object]) -> str:
     """The table of scores that is printed at the end."""
     rows = [f"{'on photographs it never saw':28s} {'bicubic':>9s} {'model':>9s}"]
     for name, title in (("psnr_y", "PSNR-Y (dB)"), ("ssim_y", "SSIM-Y"), ("psnr_rgb", "PSNR-RGB (dB)")):
-        score = results[name]
+        score = results["means"][name]
         rows.append(f"{title:28s} {score['bicubic']:9.3f} {score['model']:9.3f}")
     return "\n".join(rows)
 
@@ -88,7 +88,9 @@ def main() -> None:
     results["pictures"] = [str(path) for path in pictures]
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
-    print(f"\n{summary(results)}\n(x{SCALE}, {results['protocol']['sampler']}, {results['images']} photographs)\n")
+    print(
+        f"\n{summary(results)}\n(x{SCALE}, {results['method']['sampler']}, {results['data']['images']} photographs)\n"
+    )
     print("pictures (side by side, then enlarged alone):", *results["pictures"], sep="\n  ")
     print(f"\nyour own:  lightning predict --ckpt_path {checkpoint} --input PHOTO --output FOLDER")
     print(f"all of it: {out}/results.json, after {results['seconds']['total']:.0f} s")

@@ -1,7 +1,7 @@
 """Scores of validation and test images, beside those of plain enlargement."""
 
 import csv
-import json
+import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,29 +9,35 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
-from torchmetrics import Metric
+from torch import Tensor, distributed
 
 from callbacks.evaluation import EvaluationCallback
+from callbacks.kept_images import FOLDER, KeptImages
 from datamodules.batch import Batch, to_pixels
+from lightning_modules.evaluation import cost
+from lightning_modules.evaluation.provenance import provenance, sha256_of
+from lightning_modules.evaluation.results import NAME, table_rows, write_results
 from lightning_modules.metrics.colour_error import ColourError
-from lightning_modules.metrics.pixels import crop_border
 from lightning_modules.metrics.psnr import PSNR
-from lightning_modules.metrics.score import UNAVAILABLE, Score, SetScore, as_scores, names_of
+from lightning_modules.metrics.score import Score
+from lightning_modules.metrics.scorer import AnyScore, Measured, Scorer, Scores
 from lightning_modules.metrics.ssim import SSIM
 
-Scores = dict[str, float]  # of one image, by the score's name
-AnyScore = Score | SetScore | Metric  # what a config may list
 
-
-class Measured(NamedTuple):
+class Kept(NamedTuple):
     """What is kept of one image."""
 
-    scores: Scores
-    features: dict[str, Tensor]  # rows [N,D] of scores of sets, by the score's place and the image they were taken of
+    measured: Measured
+    pixels: int  # of the enlarged image
+    digests: dict[str, str]  # sha256 of the pixels of `hr` and `lr`
+    cost: cost.ImageCost | None
+
+    @property
+    def scores(self) -> Scores:
+        """Its scores by name."""
+        return self.measured.scores
 
 
 @runtime_checkable
@@ -48,14 +54,14 @@ def classic() -> list[Score]:
     return [*pixels, *(ColourError(channel) for channel in ("r", "g", "b"))]
 
 
-class ImageMetrics(EvaluationCallback[Measured]):
+class ImageMetrics(EvaluationCallback[Kept]):
     """Scores of every validation and test image, each image exactly once.
 
     Scores are taken of 8-bit images, one image at a time; a data set's score is the mean over its images. The same
     scores of `batch["up"]` are logged under the baseline's name: `val/psnr_y` beside `val/bicubic/psnr_y`.
 
     Each validation and test leaves `scores/<stage>-step-<n>.csv` with the scores of each image in the run's folder, and
-    a run of `validate` or `test` also `results.json`: the means beside everything that defines them.
+    a run of `validate` or `test` also `results.json`: the scores of each image beside everything that they depend on.
 
     A score that is NaN for an image is named with the image: as a warning while a model is trained, as an error once
     everything is written otherwise.
@@ -75,33 +81,16 @@ class ImageMetrics(EvaluationCallback[Measured]):
         if border is not None and border < 0:
             raise ValueError(f"border must be at least 0, got {border}")
         super().__init__()
-        self.scores = as_scores(classic() if scores is None else scores)
+        self.scorer = Scorer(classic() if scores is None else scores)
         self.border, self.baseline = border, baseline
-        self.not_measured: dict[str, str] = {}  # why, by the score's name
         self._border_used = border
-
-    def add(self, listed: Sequence[AnyScore]) -> None:
-        """Measures further scores; one that is already measured stays as it is.
-
-        Raises:
-            ValueError: a score of this name is defined otherwise.
-        """
-        measured = {name: score for score in self.scores for name in names_of(score)}
-        for score in as_scores(listed):
-            same = [measured[name] for name in names_of(score) if name in measured]
-            if any(type(other) is not type(score) or other.definition != score.definition for other in same):
-                raise ValueError(
-                    f"{', '.join(names_of(score))}: is to be measured as {score.definition!r} and as "
-                    f"{same[0].definition!r}: name one of the two otherwise"
-                )
-            if not same:
-                self.scores.append(score)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gathers the scores of all overlays, reads their weights and moves them to the model's device.
 
         Raises:
             TypeError: the model does not say how its images are drawn.
+            ValueError: a score is defined in two ways.
             WeightsError: weights of a score that is not optional are missing.
             MissingPackageError: a package that a score needs is not installed.
         """
@@ -109,22 +98,13 @@ class ImageMetrics(EvaluationCallback[Measured]):
             raise TypeError(f"{type(pl_module).__name__} has no `protocol()`, which results are named by")
         for callback in cast(Any, trainer).callbacks:
             if isinstance(callback, ExtraScores):
-                self.add(callback.scores)
+                self.scorer.add(callback.scores)
 
-        for score in list(self.scores):
-            try:
-                score.load()
-            except UNAVAILABLE as error:
-                if not score.optional:
-                    raise
-                self.scores.remove(score)
-                self.not_measured |= dict.fromkeys(names_of(score), str(error))
-                if trainer.is_global_zero:
-                    print(f"not measured: {', '.join(names_of(score))} ({error})")
-            else:
-                score.to(trainer.strategy.root_device)
+        missing = self.scorer.load(trainer.strategy.root_device)
+        if trainer.is_global_zero:
+            for reason in dict.fromkeys(missing.values()):
+                print(f"not measured: {', '.join(name for name in missing if missing[name] == reason)} ({reason})")
 
-    @torch.no_grad()
     def collect(self, outputs: dict[str, Any], batch: Batch) -> None:
         """Scores the images of one batch.
 
@@ -136,47 +116,23 @@ class ImageMetrics(EvaluationCallback[Measured]):
             if key in self.kept or keys.count(key) > 1:
                 raise ValueError(f"{key}: two images of one validation have this key, and scores are kept by key")
 
-        sr, up = _unit(outputs["sr"], keys), _unit(batch["up"], keys)
-        hr = _unit(batch["hr"], keys) if "hr" in batch else None
-        lr = (batch["lr"].double() + 1) / 2
-        self._border_used = sr.shape[-1] // lr.shape[-1] if self.border is None else self.border
+        sr, up = to_pixels(outputs["sr"], keys), to_pixels(batch["up"], keys)
+        hr = to_pixels(batch["hr"], keys) if "hr" in batch else None
+        self._border_used = sr.shape[-1] // batch["lr"].shape[-1] if self.border is None else self.border
+        measured = self.scorer.measure(
+            {"": _unit(sr), f"{self.baseline}/": _unit(up)},
+            hr=None if hr is None else _unit(hr),
+            lr=(batch["lr"].double() + 1) / 2,
+            keys=keys,
+            border=self._border_used,
+        )
 
-        values: dict[str, Tensor] = {}
-        features: dict[str, list[Tensor]] = {}
-        for prefix, image in (("", sr), (f"{self.baseline}/", up)):
-            for place, score in enumerate(self.scores):
-                self._check_size(score, image, keys[0])
-                if isinstance(score, Score):
-                    values[f"{prefix}{score.name}"] = self._score(score, image, hr, lr)
-                else:
-                    features[f"{place}/{prefix}"] = score.features(image)
-        for place, score in enumerate(self.scores):
-            if isinstance(score, SetScore):
-                if hr is None:
-                    raise ValueError(f"{', '.join(names_of(score))}: compares with targets, and {keys[0]} has none")
-                features[f"{place}/hr"] = score.features(hr)
-
-        # One transfer a batch.
-        columns = [value.double().flatten() for value in values.values()]
-        table = torch.stack(columns, dim=1).tolist() if columns else [[] for _ in keys]
-        for index, (key, row) in enumerate(zip(keys, table, strict=True)):
-            taken = {name: rows[index] for name, rows in features.items()}
-            self.kept[key] = Measured(dict(zip(values, row, strict=True)), taken)
-
-    def _score(self, score: Score, image: Tensor, hr: Tensor | None, lr: Tensor) -> Tensor:
-        if not score.crops_border:
-            return cast(Tensor, score(image, hr, lr))
-        border = cast(int, self._border_used)
-        return cast(Tensor, score(crop_border(image, border), None if hr is None else crop_border(hr, border), lr))
-
-    def _check_size(self, score: Score | SetScore, image: Tensor, key: str) -> None:
-        border = cast(int, self._border_used) if isinstance(score, Score) and score.crops_border else 0
-        if min(image.shape[-2:]) < 2 * border + score.smallest:
-            beside = f" beside the border of {border}" if border else ""
-            raise ValueError(
-                f"{key}: {image.shape[-1]}x{image.shape[-2]} pixels are too few for {', '.join(names_of(score))}, "
-                f"which needs {score.smallest} on each side{beside}; score larger images, or leave this score out"
-            )
+        inputs = {"lr": to_pixels(batch["lr"], keys)} | ({} if hr is None else {"hr": hr})
+        pixels = {name: image.cpu().numpy() for name, image in inputs.items()}
+        costs = outputs.get("cost", [None] * len(keys))
+        for index, (key, each) in enumerate(zip(keys, measured, strict=True)):
+            digests = {name: hashlib.sha256(image[index].tobytes()).hexdigest() for name, image in pixels.items()}
+            self.kept[key] = Kept(each, sr.shape[-2] * sr.shape[-1], digests, costs[index])
 
     def conclude(
         self,
@@ -184,7 +140,7 @@ class ImageMetrics(EvaluationCallback[Measured]):
         pl_module: LightningModule,
         *,
         stage: str,
-        kept: dict[str, Measured],
+        kept: dict[str, Kept],
         folder: Path,
     ) -> None:
         """Logs the means, and writes them and the scores of each image.
@@ -192,23 +148,23 @@ class ImageMetrics(EvaluationCallback[Measured]):
         Raises:
             ValueError: a score is NaN, of images that no training depends on; or processes measured different scores.
         """
-        rows = {key: measured.scores for key, measured in kept.items()}
+        rows = {key: each.scores for key, each in kept.items()}
         names = list(next(iter(rows.values())))
-        if len({(*measured.scores, *measured.features) for measured in kept.values()}) > 1:
+        if len({(*each.scores, *each.measured.features) for each in kept.values()}) > 1:
             raise ValueError("processes measured different scores: do all of them have the weights of optional scores?")
 
-        of_sets = self._of_sets(kept)
+        of_sets = self.scorer.of_sets([each.measured for each in kept.values()], ["", f"{self.baseline}/"])
         means = {name: fmean(row[name] for row in rows.values()) for name in names} | of_sets
         for name, value in means.items():
             shown = name in ("psnr_y", f"{self.baseline}/psnr_y")
             pl_module.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
 
         evaluated = trainer.state.fn != TrainerFn.FITTING
+        memory = _of_all_processes(_memory(trainer)) if evaluated else []
         if trainer.is_global_zero:
             write_scores(folder / "scores" / f"{stage}-step-{trainer.global_step:06d}.csv", rows)
             if evaluated:
-                description = self._description(trainer, cast(NamesItsProtocol, pl_module), len(kept))
-                write_results(folder / "results.json", description, means, self.baseline)
+                write_results(folder / NAME, self._results(trainer, pl_module, kept, means, memory))
 
         measured = {**rows, "all images": of_sets}
         nans = [f"{key}: {name} is NaN" for key, row in measured.items() for name in row if math.isnan(row[name])]
@@ -219,33 +175,35 @@ class ImageMetrics(EvaluationCallback[Measured]):
             if trainer.is_global_zero:
                 warnings.warn(message, stacklevel=1)
 
-    def _of_sets(self, kept: Mapping[str, Measured]) -> Scores:
-        """The numbers of scores of sets, of the model and of the baseline."""
-        found: Scores = {}
-        for place, score in enumerate(self.scores):
-            if not isinstance(score, SetScore):
-                continue
-            rows = {
-                name: torch.cat([measured.features[f"{place}/{name}"] for measured in kept.values()])
-                for name in ("", f"{self.baseline}/", "hr")
-            }
-            for prefix in ("", f"{self.baseline}/"):
-                compared = score.compare(rows[prefix], rows["hr"])
-                found |= {f"{prefix}{name}": value for name, value in compared.items()}
-        return found
-
-    def _description(self, trainer: Trainer, method: NamesItsProtocol, images: int) -> dict[str, Any]:
+    def _results(
+        self,
+        trainer: Trainer,
+        method: LightningModule,
+        kept: Mapping[str, Kept],
+        means: Scores,
+        memory: Sequence[Mapping[str, Any]],
+    ) -> dict[str, Any]:
+        """What `results.json` holds."""
+        columns = {"model": "", self.baseline: f"{self.baseline}/"}
+        names = [name for name in means if not name.startswith(f"{self.baseline}/")]
+        of_images = [name for name in names if name in next(iter(kept.values())).scores]
+        facts = provenance(trainer, method)
+        facts["data"] |= {"images": len(kept), **data_digests(kept)}
         return {
-            "images": images,
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "protocol": {
-                "sampler": method.protocol(),
+            "protocol": None,
+            **facts,
+            "measured": {
                 "pixels": "clamped and rounded to 8 bits",
                 "border": self._border_used,
                 "mean": "of the values of single images",
             },
-            "definitions": {name: described(score, name) for score in self.scores for name in names_of(score)},
-            "not_measured": self.not_measured,
+            "definitions": self.scorer.definitions(),
+            "not_measured": self.scorer.not_measured,
+            "baseline": self.baseline,
+            "pictures": _pictures(trainer),
+            "means": {name: {column: means[f"{columns[column]}{name}"] for column in columns} for name in names},
+            **_costs(method, kept, memory),
+            "rows": table_rows({key: each.scores for key, each in kept.items()}, of_images, columns),
         }
 
 
@@ -271,12 +229,6 @@ class ExtraScores(Callback):
             )
 
 
-def described(score: Score | SetScore, name: str) -> dict[str, Any]:
-    """What defines a number, as results state it."""
-    better = score.higher_is_better[name] if isinstance(score, SetScore) else score.higher_is_better
-    return {"definition": score.definition, "better": "higher" if better else "lower", "weights": score.files}
-
-
 def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:
     """One line for each image, in the order of their keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -286,15 +238,53 @@ def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:
         writer.writerows({"key": key, **row} for key, row in scores.items())
 
 
-def write_results(path: Path, description: dict[str, Any], means: Scores, baseline: str) -> None:
-    """The means, each model's beside the baseline's, after what defines them; null where a mean is NaN."""
-    results = dict(description)
-    shown = {name: None if math.isnan(value) else value for name, value in means.items()}
-    for name in (name for name in means if not name.startswith(f"{baseline}/")):
-        results[name] = {baseline: shown[f"{baseline}/{name}"], "model": shown[name]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+def data_digests(kept: Mapping[str, Kept]) -> dict[str, str | None]:
+    """Hashes of the keys and pixels of all targets, and of all low-resolution images; None where there are none."""
+    return {
+        f"{name}_sha256": sha256_of({key: each.digests[name] for key, each in kept.items()})
+        if all(name in each.digests for each in kept.values())
+        else None
+        for name in ("hr", "lr")
+    }
 
 
-def _unit(image: Tensor, keys: list[str]) -> Tensor:
-    return to_pixels(image, keys).double() / 255
+def _costs(method: LightningModule, kept: Mapping[str, Kept], memory: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The entries `cost` and `times`, as far as they were measured."""
+    measured = {key: each.cost for key, each in kept.items() if each.cost is not None}
+    if len(measured) < len(kept):
+        return {"cost": cost.parameters(method), "times": {}}
+    fixed, times = cost.summary(measured, {key: each.pixels for key, each in kept.items()})
+    most = max(memory, key=lambda each: float(each["peak_memory_mib"]), default={})
+    return {"cost": {**cost.parameters(method), **fixed}, "times": {**times, **most}}
+
+
+def _keeper(trainer: Trainer) -> KeptImages | None:
+    """The callback that measures what the images of this test cost."""
+    if trainer.state.fn != TrainerFn.TESTING:
+        return None
+    return next((each for each in cast(Any, trainer).callbacks if isinstance(each, KeptImages)), None)
+
+
+def _memory(trainer: Trainer) -> dict[str, Any] | None:
+    keeper = _keeper(trainer)
+    return None if keeper is None or keeper.meter is None else keeper.meter.peak_memory()
+
+
+def _of_all_processes(mine: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What each process has, without the missing ones; every process must call this."""
+    parts: list[dict[str, Any] | None] = [mine]
+    if distributed.is_available() and distributed.is_initialized():
+        parts = [None for _ in range(distributed.get_world_size())]
+        distributed.all_gather_object(parts, mine)
+    return [part for part in parts if part is not None]
+
+
+def _pictures(trainer: Trainer) -> dict[str, str] | None:
+    """The folders of pictures beside the results."""
+    keeper = _keeper(trainer)
+    return {kind: f"{FOLDER}/{kind}" for kind in ("sr", "hr", "lr")} if keeper is not None and keeper.keep else None
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    """uint8 to [0, 1]."""
+    return pixels.double() / 255

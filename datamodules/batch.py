@@ -23,6 +23,7 @@ class Batch(TypedDict):
     hr: NotRequired[Tensor]  # [B,3,H,W], the target
     start: NotRequired[Tensor]  # [B,3,H,W], the degraded image that sampling starts from, put here by the method
     attention: NotRequired[Tensor]  # [B,1,H,W] in [0,1], where the data set carries a map
+    sr: NotRequired[Tensor]  # [B,3,H,W], the result, where an interrupted test had written it
 
 
 def make_batch(lr: Tensor, key: list[str], *, scale: int, kernel: Enlargement) -> Batch:

@@ -62,6 +62,7 @@ class SkipDiff(SuperResolver):
         ValueError: the base is not a diffusion method, or its process cannot be sampled in these numbers of steps.
     """
 
+    watches_sampling = True  # the decisions of the policy
     base_fingerprint: Tensor
     levels: Tensor
     advantage_scale: Tensor

@@ -27,10 +27,13 @@ class SuperResolver(LightningModule, ABC):
         draws: Number of images sampled for each input in prediction.
         keeps_frozen: Names of frozen sub-modules that checkpoints hold all the same, because their weights have no
             other source.
+        watches_sampling: The method reports more of a test than can be read from its images, so that an interrupted
+            test begins anew.
     """
 
     draws: int = 1
     keeps_frozen: tuple[str, ...] = ()
+    watches_sampling: bool = False
 
     @property
     def stride(self) -> int:
@@ -107,7 +110,9 @@ class SuperResolver(LightningModule, ABC):
         return {"sr": self.super_resolve(batch), "panels": self.preview(batch)}
 
     def test_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """See `validation_step`."""
+        """See `validation_step`; results that an interrupted test left in the batch are not sampled again."""
+        if "sr" in batch:
+            return {"sr": batch["sr"], "panels": self.preview(batch)}
         return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:

@@ -123,5 +123,5 @@ def test_results_state_the_weights_that_scores_were_measured_with(
         "niqe_pris_params.npz": "2a7c182a68c9e7f1b2e2e5ec723279d6f65d912b6fcaf37eb2bf03d7367c4296"
     }
     assert list(results["definitions"]["lpips"]["weights"]) == ["alexnet_features.safetensors", "alex.pth"]
-    assert results["niqe"]["model"] > 0 and results["lpips"]["bicubic"] > 0
+    assert results["means"]["niqe"]["model"] > 0 and results["means"]["lpips"]["bicubic"] > 0
     assert {"dists", "lpips_vgg"} <= set(results["not_measured"])

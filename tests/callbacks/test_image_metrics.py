@@ -81,13 +81,13 @@ def test_a_test_leaves_the_scores_of_each_image_and_what_defines_them(tmp_path: 
     for name in ("psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb"):
         mean = np.mean([float(row[name]) for row in rows])
         assert logged[f"val/{name}"] == pytest.approx(mean, rel=1e-6)
-        assert results[name] == {
+        assert results["means"][name] == {
             "bicubic": pytest.approx(logged[f"val/bicubic/{name}"], rel=1e-6),
             "model": pytest.approx(mean, rel=1e-9),
         }
-    assert results["images"] == 5
-    assert results["protocol"]["sampler"] == "small-1"
-    assert results["protocol"]["border"] == SCALE
+    assert results["data"]["images"] == 5
+    assert results["method"]["sampler"] == "small-1"
+    assert results["measured"]["border"] == SCALE
 
 
 def test_bicubic_scores_belong_to_the_enlarged_input() -> None:
@@ -169,7 +169,7 @@ def test_a_list_of_scores_and_metrics_takes_the_place_of_the_classic_ones(tmp_pa
     assert set(logged) == {f"val/{prefix}{name}" for name in names for prefix in ("", "bicubic/")}
     results = results_in(tmp_path)
     assert results["definitions"]["difference"] == {"definition": "mean difference", "better": "lower", "weights": {}}
-    assert results["difference"]["model"] == pytest.approx(logged["val/difference"], rel=1e-5)
+    assert results["means"]["difference"]["model"] == pytest.approx(logged["val/difference"], rel=1e-5)
 
 
 def test_overlays_add_their_scores_once(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_one_name_for_two_definitions_is_refused() -> None:
         definition = "something else"
 
     with pytest.raises(ValueError, match="difference: is to be measured as 'something else' and as 'mean difference'"):
-        ImageMetrics([Difference()]).add([Other()])
+        ImageMetrics([Difference()]).scorer.add([Other()])
 
 
 def test_scores_that_nothing_measures_are_refused(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_missing_weights_are_an_error_and_where_optional_a_line(
     assert set(logged) == {"val/difference", "val/bicubic/difference"}
     results = results_in(tmp_path)
     assert results["not_measured"] == {"needy": "needy.pth is missing"}
-    assert "needy" not in results and "needy" not in results["definitions"]
+    assert "needy" not in results["means"] and "needy" not in results["definitions"]
 
 
 class Grey(SmallResolver):
@@ -234,9 +234,9 @@ def test_nan_names_image_and_score_after_everything_is_written(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"^val/03: spread is NaN\. .*written to"):
         run(tmp_path, ImageMetrics([Spread(), Difference()]), method=Grey())
     results = results_in(tmp_path)
-    assert results["spread"]["model"] is None
-    assert results["spread"]["bicubic"] > 0
-    assert math.isfinite(results["difference"]["model"])
+    assert results["means"]["spread"]["model"] is None
+    assert results["means"]["spread"]["bicubic"] > 0
+    assert math.isfinite(results["means"]["difference"]["model"])
     with (tmp_path / "scores/val-step-000000.csv").open() as file:
         assert [row["key"] for row in csv.DictReader(file) if row["spread"] == "nan"] == ["val/03"]
 
@@ -258,7 +258,7 @@ def test_a_set_is_compared_once_all_images_are_there(tmp_path: Path) -> None:
     ]
     expected = float((colours[0].mean(0) - colours[1].mean(0)).norm())
     assert logged["val/bicubic/distance"] == pytest.approx(expected, rel=1e-5)
-    assert results_in(tmp_path)["distance"]["model"] == pytest.approx(logged["val/distance"], rel=1e-5)
+    assert results_in(tmp_path)["means"]["distance"]["model"] == pytest.approx(logged["val/distance"], rel=1e-5)
 
 
 def test_images_without_targets_have_the_scores_that_need_none() -> None:
@@ -294,7 +294,7 @@ def test_bicubic_enlargement_of_set5_has_its_perceptual_distance(monkeypatch: py
     monkeypatch.setenv("DIFFSR_WEIGHTS", str(folder / "weights"))
     data = Folder(test=str(folder / "set5"), scale=4, num_workers=0)
     callback = ImageMetrics([PSNR(), SSIM(), LPIPS()])
-    for score in callback.scores:
+    for score in callback.scorer.scores:
         score.load()
     for raw in data.test_dataloader():
         batch = data.on_after_batch_transfer(raw, 0)

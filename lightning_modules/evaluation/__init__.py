@@ -1,0 +1,1 @@
+"""What comes after sampling: results files, protocols, comparisons, and scores of anyone's pictures."""
