@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.ema import EMA
-from callbacks.image_metrics import ImageMetrics, classic
+from callbacks.image_metrics import ImageMetrics
 from datamodules.batch import Batch
 from datamodules.degradations.area import Area
 from datamodules.folder import Folder
@@ -39,6 +39,7 @@ from lightning_modules.diffusion.parameterization import Preconditioned
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.metrics.lr_consistency import LRConsistency
+from lightning_modules.metrics.scorer import classic
 from lightning_modules.networks.unet_adm import ADMUNet
 from lightning_modules.relay import EDM, Relay
 

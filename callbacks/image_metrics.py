@@ -17,13 +17,12 @@ from callbacks.evaluation import EvaluationCallback
 from callbacks.kept_images import FOLDER, KeptImages
 from datamodules.batch import Batch, to_pixels
 from lightning_modules.evaluation import cost
-from lightning_modules.evaluation.provenance import provenance, sha256_of
+from lightning_modules.evaluation.protocol import departures, read_protocol
+from lightning_modules.evaluation.provenance import described_data, provenance, sha256_of
 from lightning_modules.evaluation.results import NAME, table_rows, write_results
-from lightning_modules.metrics.colour_error import ColourError
-from lightning_modules.metrics.psnr import PSNR
-from lightning_modules.metrics.score import Score
-from lightning_modules.metrics.scorer import AnyScore, Measured, Scorer, Scores
-from lightning_modules.metrics.ssim import SSIM
+from lightning_modules.metrics.scorer import AnyScore, Measured, Scorer, Scores, classic
+
+IMAGE_METRICS = "callbacks.image_metrics.ImageMetrics"
 
 
 class Kept(NamedTuple):
@@ -46,12 +45,6 @@ class NamesItsProtocol(Protocol):
 
     def protocol(self) -> str:
         """The sampler and its steps: "ddim-10"."""
-
-
-def classic() -> list[Score]:
-    """What is measured unless a config says otherwise: PSNR and SSIM on Y and in RGB, and the colour error."""
-    pixels = [score(channels) for channels in ("y", "rgb") for score in (PSNR, SSIM)]
-    return [*pixels, *(ColourError(channel) for channel in ("r", "g", "b"))]
 
 
 class ImageMetrics(EvaluationCallback[Kept]):
@@ -83,6 +76,7 @@ class ImageMetrics(EvaluationCallback[Kept]):
         super().__init__()
         self.scorer = Scorer(classic() if scores is None else scores)
         self.border, self.baseline = border, baseline
+        self.protocol: UnderProtocol | None = None
         self._border_used = border
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -90,7 +84,7 @@ class ImageMetrics(EvaluationCallback[Kept]):
 
         Raises:
             TypeError: the model does not say how its images are drawn.
-            ValueError: a score is defined in two ways.
+            ValueError: a score is defined in two ways, or a protocol is departed from.
             WeightsError: weights of a score that is not optional are missing.
             MissingPackageError: a package that a score needs is not installed.
         """
@@ -99,11 +93,22 @@ class ImageMetrics(EvaluationCallback[Kept]):
         for callback in cast(Any, trainer).callbacks:
             if isinstance(callback, ExtraScores):
                 self.scorer.add(callback.scores)
+            if isinstance(callback, UnderProtocol):
+                self._follow(callback)
+        if self.protocol is not None and not self.protocol.targets:
+            self.scorer.without_targets()
 
         missing = self.scorer.load(trainer.strategy.root_device)
         if trainer.is_global_zero:
             for reason in dict.fromkeys(missing.values()):
                 print(f"not measured: {', '.join(name for name in missing if missing[name] == reason)} ({reason})")
+
+    def _follow(self, protocol: "UnderProtocol") -> None:
+        if self.protocol is not None and self.protocol.name != protocol.name:
+            raise ValueError(f"a run is under one protocol, not under {self.protocol.name} and {protocol.name}")
+        if self.border is not None and self.border != protocol.border:
+            raise ValueError(f"{protocol.name}: sets the border itself; leave {IMAGE_METRICS}'s border out")
+        self.protocol, self.border = protocol, protocol.border
 
     def collect(self, outputs: dict[str, Any], batch: Batch) -> None:
         """Scores the images of one batch.
@@ -190,7 +195,8 @@ class ImageMetrics(EvaluationCallback[Kept]):
         facts = provenance(trainer, method)
         facts["data"] |= {"images": len(kept), **data_digests(kept)}
         return {
-            "protocol": None,
+            "protocol": None if self.protocol is None else self.protocol.name,
+            "columns": None if self.protocol is None else self.protocol.columns,
             **facts,
             "measured": {
                 "pixels": "clamped and rounded to 8 bits",
@@ -205,6 +211,44 @@ class ImageMetrics(EvaluationCallback[Kept]):
             **_costs(method, kept, memory),
             "rows": table_rows({key: each.scores for key, each in kept.items()}, of_images, columns),
         }
+
+
+class UnderProtocol(Callback):
+    """Holds a run to a named protocol, which its results then state; part of each config in `configs/protocol`.
+
+    Args:
+        name: Of the protocol, with its version: "classic-bicubic-x4-y@1".
+        columns: The scores of its tables.
+        border: Pixels left out on each side for scores such as PSNR and SSIM; the scale by default.
+        targets: Whether there are targets; otherwise scores that compare with them are left out.
+        also: Further classes of data that may take the place of the protocol's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        columns: list[str],
+        border: int | None = None,
+        targets: bool = True,
+        also: list[str] | None = None,
+    ) -> None:
+        self.name, self.columns, self.border, self.targets, self.also = name, columns, border, targets, also or []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compares the data with the protocol's.
+
+        Raises:
+            ValueError: they depart from it, or the run has no `ImageMetrics`.
+        """
+        if not any(isinstance(callback, ImageMetrics) for callback in cast(Any, trainer).callbacks):
+            raise ValueError(f"{self.name}: nothing is measured: add {IMAGE_METRICS} to trainer.callbacks")
+        data = described_data(cast(Any, trainer).datamodule)
+        found = departures(read_protocol(self.name), data["class"], data["config"])
+        if found:
+            raise ValueError(
+                f"{self.name}: this run is not under the protocol: {'; '.join(found)}. Leave the change out, or the "
+                "protocol"
+            )
 
 
 class ExtraScores(Callback):
@@ -224,9 +268,7 @@ class ExtraScores(Callback):
             ValueError: the run has no `ImageMetrics`.
         """
         if not any(isinstance(callback, ImageMetrics) for callback in cast(Any, trainer).callbacks):
-            raise ValueError(
-                "scores are listed that nothing measures: add callbacks.image_metrics.ImageMetrics to trainer.callbacks"
-            )
+            raise ValueError(f"scores are listed that nothing measures: add {IMAGE_METRICS} to trainer.callbacks")
 
 
 def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:

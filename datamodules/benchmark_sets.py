@@ -64,4 +64,7 @@ class BenchmarkSet(SRDataModule):
         for folder in tried:
             if folder.is_dir():
                 return find_images(folder)
-        raise FileNotFoundError(f"{self.root}: no {self.set} (looked for {', '.join(str(folder) for folder in tried)})")
+        raise FileNotFoundError(
+            f"{self.root}: no {self.set} (looked for {', '.join(str(folder) for folder in tried)}). No command "
+            "downloads it: put its images into one of these folders, or name another root as --data.init_args.root"
+        )

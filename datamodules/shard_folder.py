@@ -1,15 +1,19 @@
 """Sets in shards, below a folder or a URL: what `lightning pack` wrote, or any WebDataset tars."""
 
 import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.base import SRDataModule
+from datamodules.plain_folder import LAYOUTS, plain_folder
 from datamodules.stream.shards import ShardSource, expand_braces, open_split
 from datamodules.stream.sources import ConcatSource, Source
 
 
 class ShardFolder(SRDataModule):
     """A set packed by `lightning pack`; subclasses fix the names of well-known sets.
+
+    To validate and test, `root` may hold the images themselves instead, see `datamodules.plain_folder`.
 
     Args:
         root: folder or URL of the shards and their `dataset.json`.
@@ -50,9 +54,13 @@ class ShardFolder(SRDataModule):
                 return ShardSource(expand_braces(os.path.expanduser(sets)), name)
             return ConcatSource([open_split(self.root, wanted) for wanted in sets.split("+")])
         except FileNotFoundError as error:
+            plain = None if split == "train" else plain_folder(Path(self.root), paired=self.paired)
+            if plain is not None:
+                return plain
             raise FileNotFoundError(
-                f"{type(self).__name__} is not ready: {error}; prepare it with `{self._command(sets)}`, or train on "
-                "the bundled photographs with configs/data/photos.yaml"
+                f"{type(self).__name__} is not ready: {error}; prepare it with `{self._command(sets)}` (to test on, "
+                f"{self.root} may also hold {LAYOUTS}), or train on the bundled photographs with "
+                "configs/data/photos.yaml"
             ) from error
 
     def _command(self, sets: str) -> str:

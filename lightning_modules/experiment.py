@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -133,17 +133,35 @@ class CLI(LightningCLI):
         """Nothing: the checkpoint's arguments were the first layer, so that all others beat them."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuses data of another scale than the checkpoint was trained for.
+        """Refuses data that are missing, or of another scale than the checkpoint was trained for.
 
         Raises:
+            FileNotFoundError: the data do not exist.
             CheckpointError: the scales disagree.
         """
+        self._look_for_data()
         config, trained = self.config[self.config.subcommand], self.line.trained_scale
         scale = config.get("data.init_args.scale")
         if None not in (trained, scale) and trained != scale:
             raise CheckpointError(
                 f"{config.ckpt_path}: was trained for x{trained}, but the data is configured for x{scale}"
             )
+
+    def _look_for_data(self) -> None:
+        """Builds the data of a test alone and looks for its images, before a model is loaded.
+
+        Raises:
+            FileNotFoundError: there are none; the message says which command gets them and what is accepted.
+        """
+        if self.config.subcommand != "test" or self.config["test"].get("data") is None:
+            return
+        parser = LightningArgumentParser(**PARSER)
+        parser.add_subclass_arguments(LightningDataModule, "data")
+        alone = Namespace(data=self.config["test"].data)  # type: ignore[no-untyped-call]
+        data = parser.instantiate_classes(alone).data
+        makes_its_own = type(data).prepare_data is not LightningDataModule.prepare_data
+        if hasattr(data, "source") and not makes_its_own:
+            data.source("test")
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer.

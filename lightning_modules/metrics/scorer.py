@@ -7,11 +7,20 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_modules.metrics.colour_error import ColourError
 from lightning_modules.metrics.pixels import crop_border
+from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.metrics.score import UNAVAILABLE, Score, SetScore, as_scores, names_of
+from lightning_modules.metrics.ssim import SSIM
 
 Scores = dict[str, float]  # of one image, by the score's name
 AnyScore = Score | SetScore | Metric  # what a config may list
+
+
+def classic() -> list[Score]:
+    """What is measured unless a config says otherwise: PSNR and SSIM on Y and in RGB, and the colour error."""
+    pixels = [score(channels) for channels in ("y", "rgb") for score in (PSNR, SSIM)]
+    return [*pixels, *(ColourError(channel) for channel in ("r", "g", "b"))]
 
 
 class Measured(NamedTuple):
@@ -55,6 +64,13 @@ class Scorer:
                 )
             if not same:
                 self.scores.append(score)
+
+    def without_targets(self) -> None:
+        """Leaves out what compares with targets, and says so in `not_measured`."""
+        for score in list(self.scores):
+            if isinstance(score, SetScore) or score.reads_hr:
+                self.scores.remove(score)
+                self.not_measured |= dict.fromkeys(names_of(score), "compares with targets, and the set has none")
 
     def load(self, device: torch.device | str) -> dict[str, str]:
         """Reads the weights of all scores and moves them to a device.

@@ -13,11 +13,12 @@ from torch.nn.functional import avg_pool2d, interpolate
 from torch.utils.data import DataLoader
 
 from callbacks.ema import EMA
-from callbacks.image_metrics import ImageMetrics, classic
+from callbacks.image_metrics import ImageMetrics
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.sample_grid import SampleGrid
 from datamodules.batch import Batch
 from lightning_modules.metrics.score import SetScore
+from lightning_modules.metrics.scorer import classic
 
 SCALE = 2
 SIZE = 32

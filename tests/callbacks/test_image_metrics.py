@@ -16,13 +16,14 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError
 
-from callbacks.image_metrics import ExtraScores, ImageMetrics, classic
+from callbacks.image_metrics import ExtraScores, ImageMetrics
 from datamodules.batch import to_pixels
 from datamodules.folder import Folder
 from lightning_modules.metrics.lpips import LPIPS
 from lightning_modules.metrics.lr_consistency import LRConsistency, lr_psnr
 from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.metrics.score import FullReferenceScore, NoReferenceScore
+from lightning_modules.metrics.scorer import classic
 from lightning_modules.metrics.ssim import SSIM
 from lightning_modules.metrics.weights import WeightsError
 from tests.callbacks.small import SCALE, Colours, SmallData, SmallResolver, batch_of, trainer_of
