@@ -96,7 +96,7 @@ class ImageMetrics(EvaluationCallback[Kept]):
             if isinstance(callback, UnderProtocol):
                 self._follow(callback)
         if self.protocol is not None and not self.protocol.targets:
-            self.scorer.without_targets()
+            self.scorer.without("hr", "compares with targets, and the set has none")
 
         missing = self.scorer.load(trainer.strategy.root_device)
         if trainer.is_global_zero:

@@ -93,13 +93,14 @@ class Results:
             raise ResultsError(f"{self.path}: {score} of all images is NaN; leave this score out")
         return value
 
-    def pictures(self, kind: str) -> Path | None:
-        """The folder of pictures `sr`, `hr` or `lr`, each `<key>.png`; None where there is none."""
-        folder = (self.content.get("pictures") or {}).get(kind)
-        if folder is None:
+    def picture(self, kind: str, image: str) -> Path | None:
+        """The file of an image's picture `sr`, `hr` or `lr`; None where there is none."""
+        place = (self.content.get("pictures") or {}).get(kind)
+        if place is None:
             return None
-        path = self.path.parent / folder
-        return path if path.is_dir() else None
+        # A folder of files named by keys, or each file by its key.
+        path = Path(place.get(image, "/none")) if isinstance(place, dict) else self.path.parent / place / f"{image}.png"
+        return path if path.is_file() else None
 
 
 def read_results(path: str | Path) -> Results:

@@ -1,7 +1,7 @@
 """A list of scores applied to batches: the one way in which images are measured, in runs and from folders."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -65,12 +65,14 @@ class Scorer:
             if not same:
                 self.scores.append(score)
 
-    def without_targets(self) -> None:
-        """Leaves out what compares with targets, and says so in `not_measured`."""
+    def without(self, missing: Literal["hr", "lr"], reason: str) -> None:
+        """Leaves out what compares with the targets, or with the low-resolution images, and notes why."""
         for score in list(self.scores):
-            if isinstance(score, SetScore) or score.reads_hr:
+            reads_hr = isinstance(score, SetScore) or score.reads_hr
+            reads_lr = isinstance(score, Score) and score.reads_lr
+            if reads_hr if missing == "hr" else reads_lr:
                 self.scores.remove(score)
-                self.not_measured |= dict.fromkeys(names_of(score), "compares with targets, and the set has none")
+                self.not_measured |= dict.fromkeys(names_of(score), reason)
 
     def load(self, device: torch.device | str) -> dict[str, str]:
         """Reads the weights of all scores and moves them to a device.

@@ -171,13 +171,9 @@ def test_every_image_is_there_as_a_file(one: Path, photos: Path) -> None:
     (path,) = one.rglob("results.json")
     results = read_results(path)
     for kind in ("sr", "hr", "lr"):
-        folder = results.pictures(kind)
-        assert folder is not None
-        assert sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png")) == [
-            f"{key}.png" for key in results.images
-        ]
-    hr = results.pictures("hr")
-    assert hr is not None
+        files = [results.picture(kind, key) for key in results.images]
+        assert sorted((path.parent / "images" / kind).rglob("*.png")) == files
+    hr = path.parent / "images" / "hr"
     for file in photos.iterdir():
         with Image.open(file) as given, Image.open(hr / "small" / file.name) as kept:
             assert list(given.getdata()) == list(kept.getdata())
