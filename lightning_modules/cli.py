@@ -72,6 +72,7 @@ COMMANDS = {
     "doctor": Command("examine packed sets and folders before training", _main("datamodules.prepare.doctor")),
     "preview": Command("show degraded images with their recipes", _preview),
     "import": Command("make a checkpoint of published weights", _main("lightning_modules.published.importing")),
+    "compare": Command("make tables and pictures of results", _main("lightning_modules.evaluation.compare")),
     "score": Command("score a folder of anyone's pictures", _main("lightning_modules.evaluation.score")),
     "replay": Command("repeat a training step whose loss was NaN", _main("lightning_modules.replay")),
 }
@@ -84,6 +85,7 @@ HELP = f"""lightning COMMAND ...: diffusion super-resolution experiments
   enlarge     lightning predict --ckpt_path RUN/checkpoints/last.ckpt --input PHOTOS --output FOLDER
   score       lightning test --ckpt_path RUN/checkpoints/last.ckpt --config configs/data/set5.yaml
               lightning score PICTURES TARGETS --out FOLDER           anyone's pictures, no model needed
+  compare     lightning compare RESULTS RESULTS ... --out FOLDER
 
   change one thing   lightning fit --config configs/sr3.yaml --config configs/region/yoda.yaml \\
                          --model.init_args.region.init_args.lower_bound 0.2
