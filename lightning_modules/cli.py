@@ -73,13 +73,14 @@ COMMANDS = {
     "preview": Command("show degraded images with their recipes", _preview),
     "import": Command("make a checkpoint of published weights", _main("lightning_modules.published.importing")),
     "compare": Command("make tables and pictures of results", _main("lightning_modules.evaluation.compare")),
+    "sweep-samplers": Command("compare samplers and steps", _main("lightning_modules.evaluation.sweep")),
     "score": Command("score a folder of anyone's pictures", _main("lightning_modules.evaluation.score")),
     "replay": Command("repeat a training step whose loss was NaN", _main("lightning_modules.replay")),
 }
 
 HELP = f"""lightning COMMAND ...: diffusion super-resolution experiments
 
-{"".join(f"  {name:10s}{command.summary}{chr(10)}" for name, command in COMMANDS.items())}
+{"".join(f"  {name:16s}{command.summary}{chr(10)}" for name, command in COMMANDS.items())}
   train       lightning fit --config configs/quickstart.yaml      on photographs that are already here
               lightning fit --config configs/srdiff_yoda.yaml     the paper's recipe, on DIV2K; first configs/rrdb.yaml
   enlarge     lightning predict --ckpt_path RUN/checkpoints/last.ckpt --input PHOTOS --output FOLDER

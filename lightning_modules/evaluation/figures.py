@@ -186,7 +186,7 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout(pad=0.4)
+    figure.tight_layout(pad=0.4, h_pad=1.2)
     for suffix in (".png", ".pdf"):
         figure.savefig(path.with_suffix(suffix), dpi=200)
     _pyplot().close(figure)

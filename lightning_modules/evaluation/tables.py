@@ -98,9 +98,10 @@ def facts(comparison: Comparison) -> Iterator[str]:
     """What a reader must know of a table, one sentence each."""
     content = comparison.first.content
     measured = content["measured"]
+    count = content["data"].get("images", len(comparison.first.images))
     yield (
-        f"{content['data'].get('images', len(comparison.first.images))} images; protocol {comparison.first.protocol or 'none'}; border "
-        f"{measured['border']}; {measured['pixels']}; mean {measured['mean']}."
+        f"{count} images; protocol {comparison.first.protocol or 'none'}; border {measured['border']}; "
+        f"{measured['pixels']}; mean {measured['mean']}."
     )
     if any(len(method.seeds) > 1 for method in comparison.methods):
         yield "± is the standard deviation over seeds."
