@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -96,7 +97,10 @@ class SampleGrid(EvaluationCallback[Column]):
         grid.save(path)
 
         for logger in trainer.loggers:
-            if isinstance(logger, ImageLogger):
+            if isinstance(logger, TensorBoardLogger):
+                step = trainer.global_step
+                logger.experiment.add_image(f"{stage}/samples", np.asarray(grid), step, dataformats="HWC")
+            elif isinstance(logger, ImageLogger):
                 logger.log_image(f"{stage}/samples", [grid], step=trainer.global_step)
 
 

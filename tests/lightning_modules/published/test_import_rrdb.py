@@ -88,5 +88,5 @@ def test_real_esrgan_is_run_by_the_projects_own_classes(tmp_path: Path, monkeypa
     unit = {name: (image + 1) / 2 for name, image in images.items()}
     lpips = LPIPS()
     lpips.load()
-    assert lpips(unit["sr"], unit["hr"]) < 0.6 * lpips(unit["up"], unit["hr"])
+    assert lpips(unit["sr"], unit["hr"]) < 0.75 * lpips(unit["up"], unit["hr"])
     assert PSNR()(unit["sr"], unit["hr"]) > 22

@@ -1,0 +1,103 @@
+"""Loggers beside the CSV file, each by one overlay."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from skimage.data import astronaut, cat
+
+from lightning_modules.config import CONFIGS
+from lightning_modules.evaluation.results import read_results
+from lightning_modules.experiment import run
+from tests.tiny.experiments import arguments
+
+
+@pytest.fixture
+def wandb(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The package, which keeps no process of another test's folder."""
+    package = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(here / "staged"))
+    package.teardown()
+    yield package
+    package.teardown()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    for index, photo in enumerate((astronaut, cat)):
+        Image.fromarray(photo()[100:164, 100:164]).save(tmp_path / "small" / f"{index}.png")
+    return tmp_path
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.convert("RGB").tobytes()
+
+
+def overlay(name: str) -> list[str]:
+    return ["--config", str(CONFIGS / "logger" / f"{name}.yaml")]
+
+
+def a_test(logger: str) -> None:
+    checkpoint = Path(os.environ["DIFFSR_TINY"]) / "sr3_cosine.ckpt"
+    data = [
+        "--data",
+        "datamodules.folder.Folder",
+        "--data.init_args.test",
+        "small",
+        "--data.init_args.num_workers",
+        "0",
+    ]
+    quick = ["--data.init_args.num_workers", "0", "--trainer.accelerator", "cpu"]
+    run(["test", "--ckpt_path", str(checkpoint), *overlay(logger), *data, *quick])
+
+
+def test_wandb_has_the_table_the_summary_and_the_provenance(here: Path, wandb: Any) -> None:
+    a_test("wandb")
+    wandb.finish()
+    (results_path,) = here.rglob("results.json")
+    results = read_results(results_path)
+
+    (path,) = here.rglob("files/media/table/test/images_*.table.json")
+    table = json.loads(path.read_text())
+    assert table["columns"][:4] == ["image", "lr", "sr", "hr"]
+    place = table["columns"].index("psnr_y")
+    assert {row[0]: row[place] for row in table["data"]} == pytest.approx(results.values("psnr_y"))
+    assert [row[1:4] for row in table["data"]] == [["Image"] * 3] * 2
+    staged = {pixels(path) for path in here.glob("staged/artifacts/staging/*") if path.read_bytes()[1:4] == b"PNG"}
+    assert {pixels(path) for path in results_path.parent.glob("images/sr/small/*.png")} < staged
+    (log,) = here.glob("runs/wandb/offline-run-*/run-*.wandb")
+    content = log.read_bytes()
+    sha256 = str(results.content["checkpoint"]["sha256"]).encode()
+    for name in (b"test/psnr_y", b"test/cost/evaluations", b"provenance", b"protocol", sha256):
+        assert name in content
+
+
+def test_wandb_has_checkpoints_as_artifacts(here: Path, wandb: Any) -> None:
+    trained = run(["fit", *arguments(CONFIGS / "sr3.yaml"), *overlay("wandb")])
+    name = f"model-{trained.trainer.loggers[1].experiment.id}"
+    wandb.finish()
+    (log,) = here.glob("runs/wandb/offline-run-*/run-*.wandb")
+    assert name.encode() in log.read_bytes()
+
+
+def test_tensorboard_has_the_same_scores_and_grids(here: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    a_test("tensorboard")
+    (results_path,) = here.rglob("results.json")
+    results = read_results(results_path)
+    (path,) = here.rglob("events.out.tfevents.*")
+    found = events.EventAccumulator(str(path)).Reload()
+    (score,) = found.Scalars("test/psnr_y")
+    assert score.value == pytest.approx(results.mean("psnr_y"), rel=1e-5)
+    (logged,) = found.Images("test/samples")
+    (grid,) = results_path.parent.glob("samples/test-step-*.png")
+    with Image.open(grid) as kept:
+        assert (logged.width, logged.height) == kept.size
