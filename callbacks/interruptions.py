@@ -63,6 +63,7 @@ class Interruptions(Checkpoint):
         self._validated = 0  # batches trained when the last validation ended
         self._due = False  # whether a resumed run begins with a validation
         self._saved = -1  # the step of the checkpoint that this callback wrote
+        self._newest = self._loaded = (-1, -1)  # steps and validated batches of the newest checkpoint, and of the first
 
     # Signals.
 
@@ -71,6 +72,7 @@ class Interruptions(Checkpoint):
         if stage == TrainerFn.FITTING:
             self._signal, self._process, self._before = 0, os.getpid(), {}
             self._step, self._saved, self._loops, self._changing = -1, -1, None, False
+            self._newest = self._loaded = (-1, -1)
             self._handle(REQUEUE)
 
     def _handle(self, number: int) -> None:
@@ -110,17 +112,21 @@ class Interruptions(Checkpoint):
     # Steps.
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets the trainer begin although the last step is done, if its validation is not."""
+        """Lets the trainer begin although the last step is done, if its validation is due."""
         self._max_steps = trainer.max_steps
         if self._due:
             trainer.fit_loop.epoch_loop.max_steps = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the other signals from now on; before there is nothing to save."""
-        trainer.fit_loop.epoch_loop.max_steps = self._max_steps
-        self._step = self._first = trainer.global_step
+        self._step = trainer.global_step
+        if self._due:
+            trainer.fit_loop.epoch_loop._batches_that_stepped -= 1  # the trainer counts this step again after it
         for number in SIGNALS:
             self._handle(number)
+        # The trainer has taken our handler for one that was there before it, and would set it again in the end.
+        if REQUEUE in self._before:
+            trainer._signal_connector._original_handlers[REQUEUE] = self._before[REQUEUE]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Notes that weights are about to change."""
@@ -156,6 +162,11 @@ class Interruptions(Checkpoint):
 
     # Validation.
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets the trainer end at its last step again."""
+        if trainer.state.fn == TrainerFn.FITTING and self._due:
+            trainer.fit_loop.epoch_loop.max_steps = self._max_steps
+
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
         """Obeys a signal; alone, as processes may validate different numbers of images.
 
@@ -175,16 +186,17 @@ class Interruptions(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the last step's checkpoint, unless it is written."""
+        now, path = (trainer.global_step, self._validated), last_path(trainer)
         keepers = [keeper for keeper in model_checkpoints(trainer) if keeper.save_last]
-        written = any(keeper._last_global_step_saved == trainer.global_step for keeper in keepers)
-        if not written and trainer.global_step > self._first and not self._changing:
+        written = now == self._loaded or any(keeper._last_global_step_saved == now[0] for keeper in keepers)
+        if path is not None and not (written and now == self._newest and path.is_file()) and not self._changing:
             self._save(trainer)
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes the last complete step's checkpoint, without waiting for other processes, and says how to go on."""
-        if trainer.state.fn != TrainerFn.FITTING or self._loops is None:
-            self._release()
+        if trainer.state.fn != TrainerFn.FITTING or self._loops is None or self._step < 0:
+            self._release()  # no step is complete
             return
         try:
             self._save_alone(trainer, pl_module, exception)
@@ -239,6 +251,7 @@ class Interruptions(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Writes the counters of the last complete step, and not of a batch that has begun since."""
+        self._newest = (trainer.global_step, self._validated)
         if self._loops is None or self._step != trainer.global_step:
             return
         checkpoint["loops"]["fit_loop"] = deepcopy(self._loops)
@@ -252,16 +265,20 @@ class Interruptions(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING or state is None:
             return
         loops = checkpoint["loops"]["fit_loop"]
+        self._loops = deepcopy(loops)
+        if trainer.datamodule is not None:
+            self._data = dict(checkpoint.get(type(trainer.datamodule).__qualname__, {}))
+        self._newest = self._loaded = (checkpoint["global_step"], state["validated"])
+
         done = loops["epoch_loop.batch_progress"]["total"]["processed"]
         every = trainer.val_check_interval
         if not (trainer.check_val_every_n_epoch is None and isinstance(every, int) and trainer.limit_val_batches):
             return
         self._due = done % every == 0 and state["validated"] != done
         if self._due:
-            # As if it had begun, with no batch done; and the trainer counts the step once more when it resumes there.
+            # As if it had begun, with no batch done.
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             loops["epoch_loop.val_loop.batch_progress"] |= {"total": dict(begun), "current": dict(begun)}
-            loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
 def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:

@@ -8,17 +8,24 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Killer(Callback):
-    """At batch `batch` of "train" or "validation" after `step` steps: sends `number`, or raises if it is 0."""
+    """At batch `batch` of "train" or "validation" after `step` steps: sends `number`, or raises if it is 0.
 
-    def __init__(self, where: str, step: int, number: int, batch: int = 0, rank: int = 0) -> None:
+    With `group` all processes of its group get the signal, the data workers too.
+    """
+
+    def __init__(self, where: str, step: int, number: int, batch: int = 0, rank: int = 0, group: bool = False) -> None:
         self.where, self.step, self.number, self.batch, self.rank = where, step, number, batch, rank
+        self.group = group
 
     def strike(self, trainer: Trainer) -> None:
         if trainer.global_rank != self.rank:
             return
         if not self.number:
             raise RuntimeError("as ordered")
-        os.kill(os.getpid(), self.number)
+        if self.group:
+            os.killpg(0, self.number)
+        else:
+            os.kill(os.getpid(), self.number)
         if self.number == signal.SIGKILL:
             signal.pause()
 

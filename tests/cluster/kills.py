@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from lightning_modules import whole_file
-from lightning_modules.checkpoint import CheckpointError, check
+from lightning_modules.checkpoint import CheckpointError, check, newest_whole, read_checkpoint
 from lightning_modules.same_run import differences
 from tests.cluster.forked import call, start, wait
 from tests.tiny.experiments import CONFIGS, arguments
@@ -24,23 +24,23 @@ STEPS, VALIDATE = 90, 5
 OPTIONS = ["--checkpoint_every", "3", "--trainer.logger.init_args.version", "version_0"]
 
 
-def experiment(folder: Path, steps: int = STEPS, workers: int = 2) -> list[str]:
+def experiment(folder: Path, steps: int = STEPS, validate: int = VALIDATE, workers: int = 2) -> list[str]:
     """The arguments of a tiny run in `folder`."""
     overlay = {
         "trainer": {
             "max_steps": steps,
-            "val_check_interval": VALIDATE,
+            "val_check_interval": validate,
             "limit_val_batches": 2,
         },
         "data": {"init_args": {"crop": 32, "val_crop": 32, "num_workers": workers}},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(overlay))
-    return ["fit", *arguments(CONFIGS / "sr3.yaml"), "--config", "run.yaml", *OPTIONS]
+    return ["fit", *arguments(CONFIGS / "sr3.yaml"), "--config", "run.yaml"]
 
 
-def killer(where: str, step: int, number: int, batch: int = 0, rank: int = 0) -> list[str]:
-    """An option that adds a `Killer`."""
-    arguments = {"where": where, "step": step, "number": number, "batch": batch, "rank": rank}
+def killer(where: str, step: int, number: int, **more: Any) -> list[str]:
+    """Options that add a `Killer`."""
+    arguments = {"where": where, "step": step, "number": int(number), **more}
     prefix = "--trainer.callbacks"
     return [
         f"{prefix}+=tests.cluster.killer.Killer",
@@ -86,7 +86,7 @@ def main(kills: int) -> int:
     straight, killed = top / "straight", top / "killed"
     for folder in (straight, killed):
         folder.mkdir()
-    command = experiment(straight)
+    command = [*experiment(straight), *OPTIONS]
     experiment(killed)
     began = time.monotonic()
     assert call(straight, command) == 0, (straight / "log.txt").read_text()[-3000:]
@@ -100,13 +100,13 @@ def main(kills: int) -> int:
         strike: list[str] = []
         prepare: Any = lambda: None  # noqa: E731
         kind = ("checkpoint", "validation", "any", "any")[number % 4]
-        reached = last_step(killed)
+        reached = last_step(run)
         if kind == "checkpoint":
             name, count, share = chance.choice(["last", "step="]), chance.choice([1, 1, 2]), chance.random()
             prepare = lambda n=name, c=count, s=share: die_while_writing(n, c, s)  # noqa: E731
         elif kind == "validation":
             step = (reached // VALIDATE + 1) * VALIDATE
-            strike = killer("validation", step, signal.SIGKILL, chance.choice([0, 1]))
+            strike = killer("validation", step, signal.SIGKILL, batch=chance.choice([0, 1]))
         process = start(killed, [*command, *go_on, *strike], prepare)
         if kind == "any":
             time.sleep(chance.uniform(0.05, 0.6) * seconds)
@@ -114,7 +114,7 @@ def main(kills: int) -> int:
         code = wait(process)
         done += code == -signal.SIGKILL
         unreadable += not readable(run)
-        print(f"{number + 1}: {kind}, exit code {code}, after step {last_step(killed)}", flush=True)
+        print(f"{number + 1}: {kind}, exit code {code}, after step {last_step(run)}", flush=True)
         if code == 0:
             break
         assert code == -signal.SIGKILL, (killed / "log.txt").read_text()[-3000:]
@@ -132,13 +132,10 @@ def main(kills: int) -> int:
     return int(bool(found or unreadable or strays or len(folders) != 1))
 
 
-def last_step(folder: Path) -> int:
-    """The step of the newest checkpoint below a folder."""
-    from lightning_modules.checkpoint import newest_whole, read_checkpoint
-
-    run = folder / "runs" / "sr3" / "version_0" / "checkpoints"
-    written = list(run.glob("*.ckpt"))
-    return read_checkpoint(newest_whole(run), weights=False)["global_step"] if written else 0
+def last_step(run: Path) -> int:
+    """The step of the newest checkpoint of a run; 0 without one."""
+    written = list(run.glob("checkpoints/*.ckpt"))
+    return read_checkpoint(newest_whole(run / "checkpoints"), weights=False)["global_step"] if written else 0
 
 
 if __name__ == "__main__":
