@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from lightning_modules.diffusion.resshift import ResShift as ResShiftProcess
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from lightning_modules.diffusion.region import Region
 from torch import Tensor
 
 from datamodules.batch import Batch
