@@ -15,10 +15,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
+from lightning_modules.diffusion.parameterization import Clean
 from lightning_modules.diffusion.process import expand
+from lightning_modules.diffusion.samplers import Memory
 from lightning_modules.diffusion.schedules import ScaledLinear
 from lightning_modules.diffusion.vp import DomainShift
 
@@ -39,21 +42,26 @@ def marginal(process: DomainShift, t: Tensor) -> tuple[float, float]:
     return mean, math.hypot(process.alpha(t).item() * SPREAD, process.std(t).item())
 
 
+class Exact(Denoiser):
+    """The mean of the clean pixels that could have led to a state."""
+
+    def estimate(self, x_t: Tensor, t: Tensor) -> Tensor:
+        clean = MEAN / ANCHOR * self.anchor
+        alpha, noise = expand(self.process.alpha(t), x_t), expand(self.process.std(t), x_t)
+        gain = SPREAD**2 * alpha / (alpha**2 * SPREAD**2 + noise**2)
+        return clean + gain * (x_t - self.process.mean(x0=clean, anchor=self.anchor, t=t))
+
+
 def final_coefficients(sampler: DoSMultistep, times: Tensor, mean: float, std: float) -> Tensor:
     """Coefficients of 1 and of the noises in what becomes of a state with `mean` and `std`, `[len(times) + 1]`."""
     process, width = published(), len(times) + 1
     units = torch.eye(width, dtype=torch.float64).view(width, 1, 1, 1, width)
     one, noises = units[0], iter(units[2:])
-    process.noise = lambda like: next(noises)  # type: ignore[method-assign]
+    denoiser = Exact(nn.Identity(), process, Clean("time"), ANCHOR * one)
 
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        alpha, noise = expand(process.alpha(t), x_t), expand(process.std(t), x_t)
-        gain = SPREAD**2 * alpha / (alpha**2 * SPREAD**2 + noise**2)
-        return MEAN * one + gain * (x_t - process.mean(x0=MEAN * one, anchor=ANCHOR * one, t=t))
-
-    x, step = mean * one + std * units[1], sampler.stepper(denoise, process, ANCHOR * one)
+    x, memory = mean * one + std * units[1], Memory()
     for t, s in pairwise(times[:, None]):
-        x = step(x, t=t, s=s)
+        x, memory = sampler.step(denoiser, x, memory, t=t, s=s, randn=lambda like: next(noises))
     return x.flatten()
 
 

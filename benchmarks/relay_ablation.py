@@ -1,12 +1,12 @@
-"""Ablation of Relay Diffusion: the contribution of each part, on real images with equal training.
+"""What each part of Relay Diffusion contributes, on real images with an equal budget.
 
     python benchmarks/relay_ablation.py TRAIN_FOLDER TEST_FOLDER... [--minutes 20] [--device cuda]
 
-Trains the same network in six ways ("arms") on x4 patches of a folder of photographs: Relay as published, without block
-noise, without blur, trained and blurred only up to a noise level of 0.45, and conditioned on the low-resolution image;
-and EDM from pure noise, conditioned on that image. The first arm is trained for the given minutes, the others for the
-same number of steps. Each is then scored at several numbers of network evaluations on centre crops of the test images,
-Relay from two noise levels. Writes relay_ablation.md and relay_ablation.png.
+Trains the same network in six ways on x4 patches of a folder of photographs: the relay as published, without its block
+noise, without its blur, trained and blurred only up to a noise level of 0.45, with the low-resolution image shown
+throughout, and EDM from pure noise with that image. The first arm trains for the given minutes, the others for as many
+steps. Each is then scored at several numbers of network evaluations on centre crops of the test images, the relays from
+two noise levels. Writes relay_ablation.md and relay_ablation.png.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,18 @@ from datamodules.batch import Batch
 from datamodules.degradations.area import Area
 from datamodules.folder import Folder
 from datamodules.images import find_images
-from lightning_modules.diffusion import relay
-from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
+from lightning_modules.base import DiffusionModule
+from lightning_modules.diffusion.edm import EDMProcess, LogNormal
+from lightning_modules.diffusion.edm_samplers import EDMHeun
 from lightning_modules.diffusion.parameterization import Preconditioned
+from lightning_modules.diffusion.relay import RelayProcess
+from lightning_modules.diffusion.relay_sampler import RelayHeun
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Pixels
+from lightning_modules.edm import EDM
 from lightning_modules.metrics.lr_consistency import LRConsistency
 from lightning_modules.networks.unet_adm import ADMUNet
-from lightning_modules.relay import EDM, Relay
+from lightning_modules.relay import Relay
 
 SCALE, CROP, BATCH, RATE = 4, 64, 16, 3e-4
 ARMS = ("relay", "relay, no block noise", "relay, no blur", "relay up to 0.45", "relay, LR shown", "EDM, LR shown")
@@ -49,8 +54,8 @@ LEVELS = (1, 2, 3, 5, 9)  # noise levels of a run: 1, 3, 5, 9, 17 evaluations
 Row = dict[str, Any]
 
 
-def model_of(arm: str) -> EDM:
-    """The method of one arm; all arms have the same network of 1.4 million weights."""
+def model_of(arm: str) -> DiffusionModule:
+    """The method of one arm, on the same 1.4 million weights."""
     shown = arm.endswith("LR shown")
     network = ADMUNet(
         img_resolution=CROP,
@@ -62,47 +67,41 @@ def model_of(arm: str) -> EDM:
         channels_per_head=32,
         dropout=0.0,
     )
-
     return (EDM if arm.startswith("EDM") else Relay)(
-        lr_condition="concat" if shown else "none",
+        condition_on="up" if shown else "none",
         network=network,
-        process=process_of(arm),
+        process=process_of(arm, starts_of(arm)[0]),
         parameterization=Preconditioned(),
         space=Pixels(clip=False),
-        sampler=samplers_of(arm)[0],
+        sampler=sampler_of(arm, starts_of(arm)[0], LEVELS[0]),
         optimizer=partial(torch.optim.Adam, lr=RATE),
     )
 
 
-def process_of(arm: str) -> relay.LogNormal:
-    """The forward process of one arm."""
+def process_of(arm: str, start: float) -> LogNormal:
+    """The forward process of one arm, sampled from the noise level `start`."""
     if arm.startswith("EDM"):
-        return relay.EDM()
-    last = relay.EDM(sigma_max=0.45).prob_length if arm == "relay up to 0.45" else 0.93
-    return relay.Relay(
+        return EDMProcess(start)
+    last = EDMProcess(sigma_max=0.45).prob_length if arm == "relay up to 0.45" else 0.93
+    return RelayProcess(
         SCALE,
         blur_sigma_max=0.0 if arm == "relay, no blur" else 3.0,
         block_scale=0.0 if arm == "relay, no block noise" else 0.15,
         prob_length=last,
-        sigma_start=STARTS[-1],
+        sigma_start=start,
     )
 
 
 def starts_of(arm: str) -> Sequence[float]:
-    """The noise levels from which one arm of Relay is sampled."""
+    """The noise levels that one arm is sampled from."""
+    if arm.startswith("EDM"):
+        return [80.0]
     return STARTS[-1:] if arm == "relay up to 0.45" else STARTS
 
 
-def samplers_of(arm: str) -> list[Sampler]:
-    """The samplers of one arm: every number of noise levels and, for Relay, every start."""
-    if arm.startswith("EDM"):
-        return [EDMHeun(levels) for levels in LEVELS]
-    return [relay_sampler(levels, start) for start in starts_of(arm) for levels in LEVELS]
-
-
-def relay_sampler(levels: int, start: float) -> RelayHeun:
-    """A sampler of exactly `levels` noise levels, from just below `start` down."""
-    return RelayHeun(levels, sigma_start=start, sigma_max=start - 1e-6)
+def sampler_of(arm: str, start: float, levels: int) -> Sampler:
+    """Heun's sampler on exactly `levels` noise levels, from `start` down."""
+    return EDMHeun(levels) if arm.startswith("EDM") else RelayHeun(levels, sigma_max=start - 1e-6)
 
 
 def data_of(train: str, test: Path, batch: int, workers: int, side: int) -> Folder:
@@ -121,7 +120,7 @@ def data_of(train: str, test: Path, batch: int, workers: int, side: int) -> Fold
 
 
 def trainer_of(given: argparse.Namespace, folder: Path, **limits: Any) -> Trainer:
-    """A trainer in bfloat16 with EMA, without bars and checkpoints."""
+    """A quiet trainer in bfloat16, with an average of the weights."""
     return Trainer(
         accelerator="gpu" if given.device == "cuda" else "cpu",
         devices=1,
@@ -136,8 +135,8 @@ def trainer_of(given: argparse.Namespace, folder: Path, **limits: Any) -> Traine
     )
 
 
-def train(arm: str, given: argparse.Namespace, folder: Path, steps: int | None) -> tuple[EDM, Folder, int]:
-    """Trains one arm for `steps` steps, or if None for the given minutes; also returns the number of steps."""
+def train(arm: str, given: argparse.Namespace, folder: Path, steps: int | None) -> tuple[DiffusionModule, Folder, int]:
+    """One arm, for `steps` steps or, without them, for the given minutes."""
     seed_everything(0)
     model, data = model_of(arm), data_of(given.train, folder / "test", given.batch, given.workers, given.side)
     limits = {"max_time": timedelta(minutes=given.minutes)} if steps is None else {"max_steps": steps}
@@ -146,17 +145,14 @@ def train(arm: str, given: argparse.Namespace, folder: Path, steps: int | None) 
     return model, data, trainer.global_step
 
 
-def score(arm: str, model: EDM, data: Folder, given: argparse.Namespace, folder: Path) -> list[Row]:
-    """The scores of one arm with each of its samplers."""
+def score(arm: str, model: DiffusionModule, data: Folder, given: argparse.Namespace, folder: Path) -> list[Row]:
+    """The scores of one arm from each start, at every number of levels."""
     rows = []
-    for sampler in samplers_of(arm):
-        model.sampler = sampler
+    for start, levels in product(starts_of(arm), LEVELS):
+        model.process, model.sampler = process_of(arm, start), sampler_of(arm, start, levels)
         trainer = trainer_of(given, folder)
         trainer.limit_val_batches = 1.0
         logged = trainer.validate(model, data, verbose=False)[0]
-
-        levels = len(sampler.levels) if isinstance(sampler, RelayHeun) else sampler.steps
-        start = sampler.sigma_start if isinstance(sampler, RelayHeun) else 80.0
         names = ("psnr_y", "ssim_y", "lr_psnr", "bicubic/psnr_y", "bicubic/ssim_y")
         rows.append(
             {"arm": arm, "start": start, "evaluations": 2 * levels - 1} | {n: logged[f"val/{n}"] for n in names}
@@ -166,20 +162,22 @@ def score(arm: str, model: EDM, data: Folder, given: argparse.Namespace, folder:
 
 
 @torch.no_grad()
-def picture(model: EDM, batch: Batch, sampler: Sampler) -> Tensor:
-    """The first test image, enlarged by one arm, `[3,H,W]` in [-1, 1]."""
-    return model.eval().super_resolve(batch, sampler)[0].cpu()
+def picture(arm: str, model: DiffusionModule, batch: Batch) -> Tensor:
+    """The first test image as one arm makes it in 9 evaluations from its lowest start, `[3,H,W]`."""
+    start = starts_of(arm)[-1]
+    model.process = process_of(arm, start)
+    return model.eval().super_resolve(batch, sampler_of(arm, start, 5))[0].cpu()
 
 
 def save_strip(images: Sequence[Tensor], path: Path) -> None:
-    """Writes images `[3,H,W]` in [-1, 1] side by side, enlarged twice."""
+    """Images in [-1, 1] beside each other, enlarged twice."""
     strip = ((torch.cat(list(images), dim=2) + 1) * 127.5).round().clamp(0, 255).byte()
     image = Image.fromarray(np.asarray(strip.permute(1, 2, 0)))
     image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The scores as a Markdown table, bicubic first."""
+    """Markdown, bicubic first."""
     first = rows[0]
     lines = [
         "| arm | start at sigma | evaluations | PSNR-Y | SSIM-Y | LR-consistency, dB |",
@@ -202,17 +200,14 @@ def collect(folders: Sequence[Path], target: Path) -> int:
 
 
 def run(given: argparse.Namespace, folder: Path) -> None:
-    """Trains and scores all arms; writes the page and the picture."""
+    """Trains, scores and writes."""
     images, steps, rows, strip = collect(given.test, folder / "test"), given.steps, [], []
     for arm in ARMS:
         model, data, steps = train(arm, given, folder, steps)
         rows += score(arm, model, data, given, folder)
-
         batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
-        sampler = EDMHeun(5) if arm.startswith("EDM") else relay_sampler(5, starts_of(arm)[-1])
         strip = strip or [batch["hr"][0], batch["up"][0]]
-        strip.append(picture(model.cpu(), batch, sampler))
-
+        strip.append(picture(arm, model.cpu(), batch))
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "relay_ablation.md").write_text(report(rows, given, steps, images))
     save_strip(strip, given.out / "relay_ablation.png")
@@ -220,10 +215,9 @@ def run(given: argparse.Namespace, folder: Path) -> None:
 
 
 def report(rows: Sequence[Row], given: argparse.Namespace, steps: int | None, images: int) -> str:
-    """The page: how it was measured, the table, and what the picture shows."""
+    """What was done, the table, and what the picture shows."""
     where = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     budget = f"{steps} steps" + (f", which took the first arm {given.minutes:g} minutes" if given.steps is None else "")
-
     return "\n".join(
         [
             "# Relay Diffusion, part by part",
@@ -255,7 +249,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
