@@ -23,9 +23,8 @@ from lightning_modules.diffusion.schedules import ScaledLinear
 from lightning_modules.diffusion.vp import DomainShift
 
 STEPS = (1, 2, 3, 4, 5, 7, 10, 14, 20, 28, 40, 56, 80)
-MEAN, SPREAD = 0.3, 0.3  # mean and standard deviation of a clean pixel
-ANCHOR = -0.2  # the degraded pixel
-Errors = dict[str, dict[int, dict[int, float]]]  # by problem, order and number of steps
+MEAN, SPREAD, ANCHOR = 0.3, 0.3, -0.2  # of a clean pixel, and the degraded one
+Errors = dict[str, dict[int, dict[int, float]]]  # problem, order, steps
 
 
 def published() -> DomainShift:
@@ -41,10 +40,7 @@ def marginal(process: DomainShift, t: Tensor) -> tuple[float, float]:
 
 
 def final_coefficients(sampler: DoSMultistep, times: Tensor, mean: float, std: float) -> Tensor:
-    """Coefficients of 1 and of the noises in the result of a run along `times`, `[len(times) + 1]`.
-
-    The run starts from a state with `mean` and standard deviation `std`, which is that of the first noise.
-    """
+    """Coefficients of 1 and of the noises in what becomes of a state with `mean` and `std`, `[len(times) + 1]`."""
     process, width = published(), len(times) + 1
     units = torch.eye(width, dtype=torch.float64).view(width, 1, 1, 1, width)
     one, noises = units[0], iter(units[2:])
@@ -62,7 +58,7 @@ def final_coefficients(sampler: DoSMultistep, times: Tensor, mean: float, std: f
 
 
 def error(problem: str, steps: int, order: int) -> float:
-    """2-Wasserstein distance between the result of a run and the true marginal at its last time."""
+    """Distance between what a run ends in and the true marginal there."""
     process, sampler = published(), DoSMultistep(steps, order, final="reference")
     if problem == "run":
         times = sampler.grid(process)
@@ -89,7 +85,6 @@ def plot(results: Errors, path: Path) -> None:
             panel.loglog(list(errors), list(errors.values()), marker=".", label=f"order {order}")
         panel.set(title=problem, xlabel="network evaluations")
         panel.grid(alpha=0.3)
-
     for power, style in ((1, ":"), (2, "--")):
         guide = [results["inside"][power][STEPS[-1]] * (STEPS[-1] / steps) ** power for steps in STEPS[-7:]]
         panels[1].loglog(STEPS[-7:], guide, style, color="grey", linewidth=0.8, label=f"slope -{power}")

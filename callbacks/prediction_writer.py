@@ -133,7 +133,7 @@ def write_png(path: Path, image: Image.Image) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
+        with path.open("xb") as file:  # "x" fails if another process has made the file meanwhile
             image.save(file, format="PNG")
     except FileExistsError as error:
         raise FileExistsError(_exists_message(Path(error.filename))) from error

@@ -65,6 +65,8 @@ class SampleGrid(EvaluationCallback[Column]):
         for index, key in enumerate(batch["key"]):
             if key in selected:
                 self.kept[key] = column(outputs, batch, index, self.size, self.baseline)
+
+        # An image of this batch may come before a kept one in the order and take its place.
         self.kept = {key: tiles for key, tiles in self.kept.items() if key in selected}
 
     def conclude(

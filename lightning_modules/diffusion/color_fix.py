@@ -32,6 +32,7 @@ def low_frequencies(image: Tensor) -> Tensor:
     row = image.new_tensor([0.25, 0.5, 0.25])
     channels = image.shape[1]
     kernel = torch.outer(row, row).expand(channels, 1, 3, 3)
+    # Each blur doubles the distance between the kernel's taps instead of the size of the kernel.
     for radius in (2**level for level in range(WAVELET_LEVELS)):
         padded = pad(image, (radius, radius, radius, radius), mode="replicate")
         image = conv2d(padded, kernel, groups=channels, dilation=radius)

@@ -86,7 +86,7 @@ class Denoiser:
 
     def unconditional(self) -> Self:
         """The denoiser under the null condition, without guidance."""
-        assert self.null_condition is not None  # checked by `Guidance.check` when the model is built
+        assert self.null_condition is not None  # guidance that needs one is refused when the model is built
         return replace(self, condition=self.null_condition, guidance=())
 
     def select(self, rows: Tensor) -> Self:

@@ -38,6 +38,7 @@ class LogNormal(Process):
         self.p_mean, self.p_std, self.prob_length = p_mean, p_std, prob_length
         self.sigma_start, self.sigma_min, self.rho = sigma_start, sigma_min, rho
 
+        # Quantile and inverse return sigma_max itself only up to rounding.
         largest = self.std(torch.ones(1)).item()
         if sigma_start > largest * (1 + 1e-6):
             raise ValueError(

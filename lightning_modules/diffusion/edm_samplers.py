@@ -80,7 +80,7 @@ class EDMHeun(Heun):
     def step(
         self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn
     ) -> tuple[Tensor, Memory]:
-        """See `Heun.step`; before the step, churn adds noise."""
+        """See `Heun.step`; before it, churn raises the noise level."""
         if self.churn > 0:
             process = denoiser.process
             sigma = process.std(t)
@@ -97,5 +97,5 @@ class EDMHeun(Heun):
     def _raised(self, sigma: Tensor) -> Tensor:
         """Noise levels after churn (`t_hat` in Algorithm 2)."""
         low, high = self.churn_range
-        share = min(self.churn / self.steps, 2**0.5 - 1)
+        share = min(self.churn / self.steps, 2**0.5 - 1)  # EDM's limit: never more new noise than there is already
         return torch.where((low <= sigma) & (sigma <= high), sigma * (1 + share), sigma)

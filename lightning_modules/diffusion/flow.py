@@ -42,7 +42,7 @@ class RectifiedFlow(Process):
     def kept_and_fresh(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """See `Process.kept_and_fresh`: the noise of `q(x_s | x_t, x0, anchor)`, as in Eq. 7 of DDPM."""
         std_t, std_s = self.std(t), self.std(s)
-        gain = self.alpha(t) / torch.where(s < 1, self.alpha(s), 1.0)
+        gain = self.alpha(t) / torch.where(s < 1, self.alpha(s), 1.0)  # 0 / 0 at s = t = 1
         transition = (std_t**2 - (gain * std_s) ** 2).clamp(min=0).sqrt()
         divisor = torch.where(std_t > 0, std_t, 1.0)
         return gain * std_s**2 / divisor, std_s * transition / divisor

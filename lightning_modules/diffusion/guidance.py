@@ -186,6 +186,7 @@ class SelfAttentionGuidance(Guidance):
     def select(self, received: Tensor, x0: Tensor) -> Tensor:
         """Where to blur, boolean `[B,1,h,w]` on the grid of `x0`, from attention `[B,h',w']` or `[B,tokens]`."""
         if received.dim() == 2:  # tokens in row-major order, of a grid with the proportions of the state
+            # Networks shrink both sides by the same factor, so the number of tokens gives it.
             shrink = round((x0.shape[-2] * x0.shape[-1] / received.shape[1]) ** 0.5)
             received = received.view(-1, x0.shape[-2] // shrink, x0.shape[-1] // shrink)
         return interpolate((received > self.threshold).float()[:, None], size=x0.shape[-2:], mode="nearest") > 0

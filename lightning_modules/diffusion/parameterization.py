@@ -76,7 +76,7 @@ def noise_label(process: Process, t: Tensor, label: Clock) -> Tensor:
         return t.float()
     if process.steps is None:
         raise TypeError(f"label: index needs a process with a table of steps; {type(process).__name__} has none")
-    return (table_time(process, t) * process.steps - 1).float()
+    return (table_time(process, t) * process.steps - 1).float()  # entry k has index k - 1
 
 
 class Epsilon(Parameterization):
@@ -134,6 +134,7 @@ def scale_input(process: Process, x_t: Tensor, t: Tensor, scale: InputScale) -> 
     """
     if scale == "none":
         return x_t
+
     std = process.std(t)
     divisor = {"latent": (std**2 + 1).sqrt(), "pixel": 3 * std + 1, "data": (std**2 + 0.25).sqrt()}[scale]
     return x_t / expand(divisor, x_t)

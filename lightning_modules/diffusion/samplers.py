@@ -315,7 +315,7 @@ class Heun(Sampler):
     def step(
         self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn
     ) -> tuple[Tensor, Memory]:
-        """An Euler step, then the same step with the mean of the slopes at its two ends."""
+        """An Euler step, then the same step with the mean of the slopes found at both its ends."""
         process, anchor = denoiser.process, denoiser.anchor
         x0 = self.estimate(denoiser, x_t, t)
         x_s = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=self.eta, randn=randn)

@@ -61,7 +61,7 @@ def _karras(process: Process, start: Tensor, steps: int) -> Tensor:
 
     sigmas = torch.lerp(largest, smallest, torch.linspace(0, 1, steps, dtype=torch.float64)).pow(RHO)
     times = time_at(process, sigmas)
-    times[0] = start
+    times[0] = start  # exactly, not up to the rounding of the powers
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 

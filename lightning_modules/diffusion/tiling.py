@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WIDTH = 0.25  # standard deviation of the Gaussian weights of a tile, as a share of its side
+WIDTH = 0.25  # standard deviation of a tile's weights, in tiles
 
 
 @dataclass(frozen=True)

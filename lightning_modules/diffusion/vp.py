@@ -50,6 +50,7 @@ class VP(Tabulated):
     def kept_and_fresh(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """See `Process.kept_and_fresh`: the noise of `q(x_s | x_t, x0)` (Eq. 7 of DDPM, for any s < t)."""
         std_t, std_s, gain = self.std(t), self.std(s), self.gain(t, s)
+        # Deviation of the noise that the transition from s to t adds; rounding may take its square below 0.
         transition = (std_t**2 - (gain * std_s) ** 2).clamp(min=0).sqrt()
         divisor = torch.where(std_t > 0, std_t, 1.0)
         return gain * std_s**2 / divisor, std_s * transition / divisor

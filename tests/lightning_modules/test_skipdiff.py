@@ -341,8 +341,7 @@ def test_a_base_that_another_version_wrote_is_named(base: Any) -> None:
     content = torch.load(path, weights_only=True)
     content["hyper_parameters"]["tempo"] = 3
     torch.save(content, path)
-    said = r"base.ckpt: .* cannot be built here: model.init_args.tempo: no such key.*; give"
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=r"base.ckpt: .* cannot be built here: .*\.tempo: no such key .*; give"):
         skipdiff(path)
 
 
