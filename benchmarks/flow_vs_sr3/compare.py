@@ -83,7 +83,7 @@ def main() -> None:
     weights = sum(parameter.numel() for parameter in load_method(checkpoints["flow"]).parameters())
     intro = (__doc__ or "").split("\n\n", 2)[2].strip()
     about = (
-        f"{given.steps} steps each of 16 patches of 64x64, {weights:,} weights, seed 0, bf16-mixed on a CPU; trained on "
+        f"{given.steps} steps each, 16 patches of 64x64, {weights:,} weights, seed 0, bf16-mixed on a CPU; trained on "
         f"{Path(given.train).name}, tested on {Path(given.test).name} x4 ({len(batches)} images). Bicubic: {bicubic}. "
         "PSNR-Y in dB / SSIM-Y by network evaluations:"
     )
