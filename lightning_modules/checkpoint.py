@@ -1,9 +1,8 @@
-"""Checkpoints in and out: our own, and those that papers published."""
+"""Checkpoints as files: reading our own and published ones, writing, finding the newest of a run."""
 
-import argparse
 import contextlib
+import os
 import pickle
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any
 
 import lightning
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from lightning_modules.published.basicsr_names import rrdb
 from lightning_modules.super_resolver import SuperResolver
 
 
-class CheckpointError(Exception):
+class CheckpointError(ValueError):
     """A file that cannot be used as what it was given for; the message names the file and the way out."""
 
 
@@ -32,8 +30,13 @@ def asking_for(what: str, option: str) -> Iterator[None]:
         raise CheckpointError(f"{error}; give {what} as {option}") from error
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
     """Reads a `.ckpt`, `.pth` or `.safetensors` file without executing anything stored in it.
+
+    Args:
+        path: The file.
+        weights: False leaves the tensors in the file, from which they are read when they are used: for one who only
+            wants to know what the checkpoint says of itself.
 
     Raises:
         CheckpointError: the file is absent, damaged, or holds more than tensors and plain values.
@@ -44,7 +47,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        lazily = not weights and zipfile.is_zipfile(path)  # older files cannot be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path) or _first_byte(path) == b"\x80":  # a pickle, new or old form
             raise CheckpointError(
@@ -106,53 +110,6 @@ def _without_private(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if not key.startswith("_")}
 
 
-def build(config: Mapping[str, Any], source: str | Path) -> SuperResolver:
-    """The method that `{"class_path": ..., "init_args": ...}` describes, with fresh weights.
-
-    Raises:
-        CheckpointError: the description does not fit the installed classes.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(SuperResolver, "model")
-    try:
-        parsed = parser.parse_object({"model": dict(config)})
-        with warnings.catch_warnings():  # of modules among the hyper-parameters: what is rebuilt stores none
-            warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")
-            model: SuperResolver = parser.instantiate_classes(parsed).model
-    except (argparse.ArgumentError, TypeError, ValueError) as error:
-        said = str(said_by_constructor(error))
-        said = said.partition("Errors:")[2].partition("- Expected a <class 'NoneType'>")[0] or said  # of jsonargparse
-        reason = shorten(said, 500, placeholder=" ...")
-        raise CheckpointError(f"{source}: describes a model that cannot be built here: {reason}") from error
-    return model
-
-
-def said_by_constructor(error: Exception) -> Exception:
-    """What a constructor raised, where jsonargparse reports it as a value that matches no type."""
-    cause = error.__cause__
-    if isinstance(cause, Exception) and str(error).startswith("Does not validate against any of the Union subtypes"):
-        return said_by_constructor(cause)
-    return error
-
-
-def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperResolver:
-    """The trained method of a checkpoint, in eval mode, ready for `super_resolve`.
-
-    The one way to load a method without the command line: `load_from_checkpoint`, called on a base class, builds the
-    base class.
-
-    Raises:
-        CheckpointError: the file is absent, damaged, unsafe, of another project, or its weights do not fit.
-    """
-    checkpoint = read_checkpoint(path)
-    model = build(model_config(checkpoint, path), path)
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    return model.eval().to(device)
-
-
 def published_state(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a published file, out of the nestings that are in use (`state_dict`, `model`, `params_ema`).
 
@@ -206,7 +163,7 @@ def write_checkpoint(model: SuperResolver, config: Mapping[str, Any], path: str 
 
     Args:
         model: The method.
-        config: `{"model": {"class_path", "init_args"}, "data": ...}` as `cli.configured_model` gives it.
+        config: `{"model": {"class_path", "init_args"}, "data": ...}` as `config.configured_model` gives it.
         path: Where to write.
     """
     frozen, data = model.frozen_keys(), config.get("data") or {}
@@ -218,3 +175,47 @@ def write_checkpoint(model: SuperResolver, config: Mapping[str, Any], path: str 
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)
+
+
+def newest(root: Path, kind: str) -> Path:
+    """The newest run's last or best checkpoint.
+
+    Args:
+        root: Folder of an experiment, whose runs are its subfolders.
+        kind: "last" for the newest `last.ckpt`, "best" for the one that the newest run's monitored metric prefers.
+
+    Raises:
+        CheckpointError: there is none, or the run monitored nothing.
+    """
+    found = [path for pattern in ("checkpoints", "*/checkpoints") for path in root.glob(f"{pattern}/*.ckpt")]
+    runs = {path.parent.resolve() for path in found}  # `last` is another name of one of them
+    last = [path for run in runs for path in run.glob("last*.ckpt")]
+    if not last:
+        raise CheckpointError(f"{root}: no run there has a checkpoints/last.ckpt; name the experiment or a file")
+    path = max(last, key=_written)
+    if kind == "best":
+        path = _best(path.parent)
+    return Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
+
+
+def _best(run: Path) -> Path:
+    """The checkpoint that the newest file of a run's checkpoints names as the best."""
+    for path in sorted(run.glob("*.ckpt"), key=_written, reverse=True):
+        states = read_checkpoint(path, weights=False).get("callbacks", {}).values()
+        best = {state["monitor"]: state["best_model_path"] for state in states if state.get("monitor")}
+        if len(best) > 1:
+            raise CheckpointError(f"{run}: the run monitored {' and '.join(best)}; name the file of the one you mean")
+        for name in best.values():
+            if not (run / Path(name).name).is_file():  # the name alone: the run's folder may have moved
+                raise CheckpointError(
+                    f"{run / Path(name).name}: is the best checkpoint of its run, but no longer there"
+                )
+            return run / Path(name).name
+    raise CheckpointError(
+        f"{run}: the run monitored no metric that would tell its best checkpoint; train with a ModelCheckpoint that "
+        "has `monitor: val/psnr_y` and `mode: max`, or name a file"
+    )
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime

@@ -8,16 +8,16 @@ from torch import Tensor
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.process import Process, Spacing, expand, noise_to_signal
 from lightning_modules.diffusion.randomness import Randn
-from lightning_modules.diffusion.samplers import Memory, Sampler
+from lightning_modules.diffusion.samplers import Memory, Sampler, needs_posterior
 
 
 class DoSMultistep(Sampler):
     """The exact solution of the linear part, with the denoiser extrapolated from its last one, two or three estimates.
 
-    In the noise-to-signal ratio the solution from t to s is the posterior step plus terms in the derivatives of the
-    estimate by that ratio. Order 1 is `Process.step` with `eta` 1 alone; order p needs p estimates, so a run ramps up.
-    As published, the first derivative is a plain backward difference at order 3 too, which is therefore no third order
-    in the strict sense. Coefficients are float64.
+    In the process's `posterior_ratio`, for DoSSR that of noise to signal, the solution from t to s is the posterior
+    step plus terms in the derivatives of the estimate by that ratio. Order 1 is `Process.step` with `eta` 1 alone;
+    order p needs p estimates, so a run ramps up. As published, the first derivative is a plain backward difference at
+    order 3 too, which is therefore no third order in the strict sense. Coefficients are float64.
 
     Args:
         steps: Evaluations of the network.
@@ -56,11 +56,7 @@ class DoSMultistep(Sampler):
                 table entry to end at.
         """
         noise_to_signal(process, torch.ones(1))  # refuses a mean that is not a multiple of x0
-        if not process.markov:
-            raise TypeError(
-                f"DoSMultistep solves processes with a Markov posterior, such as VP and DomainShift, and not "
-                f"{type(process).__name__}, whose stochastic steps replace all noise; choose Ancestral"
-            )
+        needs_posterior(process, "DoSMultistep")
 
         times = super().grid(process)
         if self.final == "reference":
@@ -77,12 +73,12 @@ class DoSMultistep(Sampler):
         The memory holds the last estimate and its ratio, then the first derivative and the ratio before.
         """
         process = denoiser.process
-        x0, here = denoiser(x_t, t), noise_to_signal(process, t)
+        x0, here = denoiser(x_t, t), process.posterior_ratio(t)
         x_s = process.step(x_t, x0=x0, anchor=denoiser.anchor, t=t, s=s, eta=1.0, randn=randn)
 
         derivatives, memory = self._derivatives(x0, here, memory)
         if derivatives:
-            weights = derivative_weights(here, noise_to_signal(process, s))
+            weights = derivative_weights(here, process.posterior_ratio(s))
             for weight, derivative in zip(weights, derivatives, strict=False):
                 x_s = x_s + expand(process.alpha(s) * weight, x_s) * derivative
         return x_s, memory
@@ -102,10 +98,10 @@ class DoSMultistep(Sampler):
 
 
 def derivative_weights(here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """What first and second derivative at ratio `here` add to the clean image at ratio `there`, `[B]`.
+    """Coefficients `[B]` of the first and second derivative of the estimate, for a step from ratio `here` to `there`.
 
-    They are the integrals of `2 there^2 / r^3` times `r - here` and `(r - here)^2 / 2`, from `there` to `here`. A step
-    to the clean state, ratio 0, ends in the estimate itself: nothing is added.
+    They are the integrals of `2 there^2 / r^3` times `r - here` and `(r - here)^2 / 2`, from `there` to `here`. Both
+    are 0 for a step to the clean state, ratio 0, which ends in the estimate itself.
     """
     first = -((there - here) ** 2) / here
     second = (here - 3 * there) * (here - there) / 2 - there**2 * torch.log(there / here)
@@ -113,5 +109,5 @@ def derivative_weights(here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quotient(difference: Tensor, change: Tensor) -> Tensor:
-    """The quotient; 0 for a sample that has not moved since, as one whose step was skipped."""
+    """`difference / change`; 0 where `change` is 0, which happens to a sample whose step was skipped."""
     return difference * expand(torch.where(change == 0, 0.0, 1 / change), difference)

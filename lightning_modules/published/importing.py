@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from lightning_modules.checkpoint import CheckpointError, published_state, write_checkpoint
-from lightning_modules.cli import configured_model
+from lightning_modules.config import configured_model
 from lightning_modules.published.autoencoder import convert
 from lightning_modules.super_resolver import SuperResolver
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import Batch
-from lightning_modules.checkpoint import CheckpointError, load_method, read_checkpoint
+from lightning_modules.checkpoint import CheckpointError, read_checkpoint
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.parameterization import Clean, Epsilon, Noised
 from lightning_modules.diffusion.randomness import stable_seed
 from lightning_modules.diffusion.samplers import DDIM, Ancestral

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
-from lightning_modules.checkpoint import CheckpointError, load_method, read_checkpoint
-from lightning_modules.cli import CONFIGS, configured_model, run
+from lightning_modules.checkpoint import CheckpointError, read_checkpoint
+from lightning_modules.config import CONFIGS, configured_model, load_method
 from lightning_modules.diffusion.color_fix import low_frequencies
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance, SelfAttentionGuidance
@@ -24,6 +24,7 @@ from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.diffusion.yoda import YODA
 from lightning_modules.dossr import DoSSRStableDiffusion
+from lightning_modules.experiment import run
 from lightning_modules.networks.attention_maps import Sobel
 from lightning_modules.networks.autoencoder import KLAutoencoder, VQAutoencoder
 from lightning_modules.networks.rrdb import RRDBNet

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from lightning_modules.diffusion.tiling import Tiles, starts, tiled, windows
 
 
-@pytest.mark.parametrize(("length", "tile", "overlap"), [(5, 8, 2), (8, 8, 2), (9, 8, 2), (40, 16, 8), (41, 16, 0)])
-def test_tiles_cover_everything_and_overlap(length: int, tile: int, overlap: int) -> None:
-    begins = starts(length, Tiles(tile, overlap))
-    assert begins[0] == 0 and begins[-1] + tile >= length
-    assert all(later - earlier <= tile - overlap for earlier, later in pairwise(begins))
-    assert begins[-1] == max(length - tile, 0)
+@pytest.mark.parametrize(("length", "side", "overlap"), [(5, 8, 2), (8, 8, 2), (9, 8, 2), (40, 16, 8), (41, 16, 0)])
+def test_tiles_cover_everything_and_overlap(length: int, side: int, overlap: int) -> None:
+    tiles = Tiles(side, overlap)
+    begins = starts(length, tiles)
+    assert begins[0] == 0 and begins[-1] + side >= length
+    assert all(later - earlier <= side - overlap for earlier, later in pairwise(begins))
+    assert begins[-1] == max(length - side, 0)
     covered = torch.zeros(length, 7)
-    for window in windows(length, 7, Tiles(tile, overlap)):
+    for window in windows(length, 7, tiles):
         covered[window] += 1
     assert covered.min() >= 1
 

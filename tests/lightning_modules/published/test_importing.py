@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_modules.cascade import Cascade
-from lightning_modules.checkpoint import CheckpointError, load_method, read_checkpoint
-from lightning_modules.cli import ConfigError, configured_model
+from lightning_modules.checkpoint import CheckpointError, read_checkpoint
+from lightning_modules.config import configured_model, load_method
+from lightning_modules.config_errors import ConfigError
 from lightning_modules.published import autoencoder, dossr, importing, sr3
 from lightning_modules.published.importing import adapter_of, main
 from lightning_modules.published.schedule_table import table
@@ -55,7 +56,7 @@ def test_published_weights_become_a_checkpoint(tmp_path: Path, capsys: pytest.Ca
     ("content", "named"),
     [
         ("compose: [nowhere.yaml]", "nowhere.yaml: no such config file"),
-        ("modl: 1", "Option 'modl' is not accepted"),
+        ("modl: 1", "x.yaml:1: modl: no such key; did you mean model?"),
         ("trainer: {}", "describes no model"),
     ],
 )
