@@ -1,12 +1,12 @@
-"""What each part of Relay Diffusion contributes, on real images with an equal budget.
+"""Ablation of Relay Diffusion: the contribution of each part, on real images with equal training.
 
     python benchmarks/relay_ablation.py TRAIN_FOLDER TEST_FOLDER... [--minutes 20] [--device cuda]
 
-Trains the same network in six ways on x4 patches of a folder of photographs: the relay as published, without its block
-noise, without its blur, trained and blurred only up to a noise level of 0.45, with the low-resolution image shown
-throughout, and EDM from pure noise with that image. The first arm trains for the given minutes, the others for as many
-steps. Each is then scored at several numbers of network evaluations on centre crops of the test images, the relays from
-two noise levels. Writes relay_ablation.md and relay_ablation.png.
+Trains the same network in six ways ("arms") on x4 patches of a folder of photographs: Relay as published, without block
+noise, without blur, trained and blurred only up to a noise level of 0.45, and conditioned on the low-resolution image;
+and EDM from pure noise, conditioned on that image. The first arm is trained for the given minutes, the others for the
+same number of steps. Each is then scored at several numbers of network evaluations on centre crops of the test images,
+Relay from two noise levels. Writes relay_ablation.md and relay_ablation.png.
 """
 
 import argparse
@@ -55,7 +55,7 @@ Row = dict[str, Any]
 
 
 def model_of(arm: str) -> DiffusionModule:
-    """The method of one arm, on the same 1.4 million weights."""
+    """The method of one arm; all arms have the same network of 1.4 million weights."""
     shown = arm.endswith("LR shown")
     network = ADMUNet(
         img_resolution=CROP,
@@ -67,6 +67,7 @@ def model_of(arm: str) -> DiffusionModule:
         channels_per_head=32,
         dropout=0.0,
     )
+
     return (EDM if arm.startswith("EDM") else Relay)(
         condition_on="up" if shown else "none",
         network=network,
@@ -120,7 +121,7 @@ def data_of(train: str, test: Path, batch: int, workers: int, side: int) -> Fold
 
 
 def trainer_of(given: argparse.Namespace, folder: Path, **limits: Any) -> Trainer:
-    """A quiet trainer in bfloat16, with an average of the weights."""
+    """A trainer in bfloat16 with EMA, without bars and checkpoints."""
     return Trainer(
         accelerator="gpu" if given.device == "cuda" else "cpu",
         devices=1,
@@ -136,7 +137,7 @@ def trainer_of(given: argparse.Namespace, folder: Path, **limits: Any) -> Traine
 
 
 def train(arm: str, given: argparse.Namespace, folder: Path, steps: int | None) -> tuple[DiffusionModule, Folder, int]:
-    """One arm, for `steps` steps or, without them, for the given minutes."""
+    """Trains one arm for `steps` steps, or if None for the given minutes; also returns the number of steps."""
     seed_everything(0)
     model, data = model_of(arm), data_of(given.train, folder / "test", given.batch, given.workers, given.side)
     limits = {"max_time": timedelta(minutes=given.minutes)} if steps is None else {"max_steps": steps}
@@ -163,21 +164,21 @@ def score(arm: str, model: DiffusionModule, data: Folder, given: argparse.Namesp
 
 @torch.no_grad()
 def picture(arm: str, model: DiffusionModule, batch: Batch) -> Tensor:
-    """The first test image as one arm makes it in 9 evaluations from its lowest start, `[3,H,W]`."""
+    """The first test image, enlarged by one arm in 9 evaluations from its lowest start, `[3,H,W]` in [-1, 1]."""
     start = starts_of(arm)[-1]
     model.process = process_of(arm, start)
     return model.eval().super_resolve(batch, sampler_of(arm, start, 5))[0].cpu()
 
 
 def save_strip(images: Sequence[Tensor], path: Path) -> None:
-    """Images in [-1, 1] beside each other, enlarged twice."""
+    """Writes images `[3,H,W]` in [-1, 1] side by side, enlarged twice."""
     strip = ((torch.cat(list(images), dim=2) + 1) * 127.5).round().clamp(0, 255).byte()
     image = Image.fromarray(np.asarray(strip.permute(1, 2, 0)))
     image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """Markdown, bicubic first."""
+    """The scores as a Markdown table, bicubic first."""
     first = rows[0]
     lines = [
         "| arm | start at sigma | evaluations | PSNR-Y | SSIM-Y | LR-consistency, dB |",
@@ -200,14 +201,16 @@ def collect(folders: Sequence[Path], target: Path) -> int:
 
 
 def run(given: argparse.Namespace, folder: Path) -> None:
-    """Trains, scores and writes."""
+    """Trains and scores all arms; writes the page and the picture."""
     images, steps, rows, strip = collect(given.test, folder / "test"), given.steps, [], []
     for arm in ARMS:
         model, data, steps = train(arm, given, folder, steps)
         rows += score(arm, model, data, given, folder)
+
         batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
         strip = strip or [batch["hr"][0], batch["up"][0]]
         strip.append(picture(arm, model.cpu(), batch))
+
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "relay_ablation.md").write_text(report(rows, given, steps, images))
     save_strip(strip, given.out / "relay_ablation.png")
@@ -215,9 +218,10 @@ def run(given: argparse.Namespace, folder: Path) -> None:
 
 
 def report(rows: Sequence[Row], given: argparse.Namespace, steps: int | None, images: int) -> str:
-    """What was done, the table, and what the picture shows."""
+    """The page: how it was measured, the table, and what the picture shows."""
     where = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     budget = f"{steps} steps" + (f", which took the first arm {given.minutes:g} minutes" if given.steps is None else "")
+
     return "\n".join(
         [
             "# Relay Diffusion, part by part",
@@ -249,6 +253,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:

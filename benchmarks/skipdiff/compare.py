@@ -2,11 +2,11 @@
 
     python benchmarks/skipdiff/compare.py --train bsds400 --test set5 gt --backbone-minutes 30 --policy-minutes 20
 
-Trains the backbone and the policy beside this file for the given minutes on this machine, unless their checkpoints are
-in `--runs` already. Then the centre patches of the test images are sampled with the same noise under: every step, none,
-the policy's likelier actions, `--draws` random draws with the policy's mean number of steps, and every one of the 512
-fixed subsets. Differences of the reward are paired by image and bootstrapped. The best fixed subset is chosen once on
-the very images (which favours it) and once on the other half of them.
+Trains the backbone and the policy beside this file for the given minutes on this machine, unless `--runs` holds their
+checkpoints. Then the centre patches of the test images are sampled with the same noise and: all steps, no steps, the
+policy's more likely actions, `--draws` random draws with the policy's mean number of steps, and each of the 512 fixed
+subsets. Differences of the reward are paired by image and bootstrapped. The best fixed subset is chosen once on the
+same images, which favours it, and once on the other half of the images.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from lightning_modules.super_resolver import trimmed
 
 HERE = Path(__file__).parent
 RESAMPLES = 10_000
-Rows = dict[str, dict[str, Tensor]]  # [N] per measurement, by way to skip
+Rows = dict[str, dict[str, Tensor]]  # scores of N images, [N], by way to skip and column
 
 
 def trained(name: str, minutes: float, runs: Path, train: str, *extra: str) -> Path:
-    """Checkpoint of one configuration beside this file, trained for `minutes` unless it is there."""
-    checkpoint = runs / name / "version_0" / "checkpoints" / "last.ckpt"
+    """Checkpoint of one configuration beside this file, trained for `minutes` unless it exists."""
+    checkpoint = runs / name / "last" / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
         hours, seconds = divmod(int(timedelta(minutes=minutes).total_seconds()), 3600)
         clock = f"00:{hours:02d}:{seconds // 60:02d}:{seconds % 60:02d}"
@@ -52,7 +52,7 @@ def batches(folders: Sequence[str], crop: int) -> Iterator[Batch]:
 def measure(
     model: SkipDiff, batch: Batch, sr: Tensor, evaluations: Tensor, all_run: Tensor | None
 ) -> dict[str, Tensor]:
-    """Reward and what it consists of, `[B]` each; relative to the quality `all_run`, where that is known."""
+    """Reward, evaluations, quality and metrics, `[B]` each; the reward is relative to `all_run` if given."""
     measured = model.reward.measure(sr, batch["hr"])
     quality = model.reward.quality(measured)
     reward = model.reward(quality, all_run=quality if all_run is None else all_run, evaluations=evaluations)
@@ -60,7 +60,7 @@ def measure(
 
 
 def compare(model: SkipDiff, batch: Batch, draws: int, rate: float) -> tuple[Rows, Tensor]:
-    """Measurements of one batch by way to skip, and the rewards of the 512 subsets, `[512,B]`."""
+    """Scores of one batch by way to skip, and the rewards of the 512 subsets, `[512,B]`."""
     decisions, size = model.plan.decisions, len(batch["key"])
     deciders: dict[str, Decider] = {
         "every step": Pattern([True] * decisions),
@@ -68,11 +68,13 @@ def compare(model: SkipDiff, batch: Batch, draws: int, rate: float) -> tuple[Row
         "policy": PolicyDecider(model.policy, greedy=True),
         **{f"random {i}": Pattern(torch.rand(decisions, size) < rate) for i in range(draws)},
     }
+
     images = model.rollouts.images(batch, deciders)
     counts = {name: model.plan.evaluations(decider) for name, decider in deciders.items()}
     all_run = measure(model, batch, images["every step"], counts["every step"], None)["quality"]
     rows = {name: measure(model, batch, image, counts[name], all_run) for name, image in images.items()}
     rows["random"] = mean_of([rows.pop(f"random {i}") for i in range(draws)])
+
     return rows, rewards_of_subsets(model, batch, all_run)
 
 
@@ -97,7 +99,7 @@ def mean_of(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def interval(difference: Tensor) -> list[float]:
-    """Mean of `[N]` paired differences and its bootstrapped 95 % interval."""
+    """Mean of paired differences `[N]`, and the ends of its bootstrapped 95 % interval."""
     index = torch.randint(len(difference), (RESAMPLES, len(difference)))
     means = difference[index].mean(dim=1)
     low, high = means.quantile(torch.tensor([0.025, 0.975]))
@@ -105,13 +107,14 @@ def interval(difference: Tensor) -> list[float]:
 
 
 def cross_fitted(subsets: Tensor) -> Tensor:
-    """Each image's reward under the subset that is best on the other half of the images: `[512,N]` to `[N]`."""
+    """Reward of each image with the subset that is best on the other half of the images: `[512,N]` to `[N]`."""
     even = torch.arange(subsets.shape[1]) % 2 == 0
     best_on_even, best_on_odd = (subsets[:, chosen].mean(dim=1).argmax() for chosen in (even, ~even))
     return torch.where(even, subsets[best_on_odd], subsets[best_on_even])
 
 
 def main() -> None:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, help="folder of photographs to train on")
     parser.add_argument("--test", required=True, nargs="+", help="folders of photographs to compare on")
@@ -132,8 +135,11 @@ def study(arguments: argparse.Namespace) -> None:
     priced = ("--model.init_args.reward.init_args.price", str(arguments.price))
     based = ("--model.init_args.base_checkpoint", str(backbone))
     policy = trained("policy", arguments.policy_minutes, arguments.runs, arguments.train, *priced, *based)
+
     model = load_method(policy)
     assert isinstance(model, SkipDiff)
+
+    # The random draws run as many steps as the policy does on average.
     rate = mean_rate(model, arguments)
     found = [compare(model, batch, arguments.draws, rate) for batch in batches(arguments.test, arguments.crop)]
     rows = {
@@ -144,7 +150,7 @@ def study(arguments: argparse.Namespace) -> None:
 
 
 def mean_rate(model: SkipDiff, arguments: argparse.Namespace) -> float:
-    """The share of the nine decisions that the policy runs on the test images."""
+    """The share of the steps, without the forced last one, that the policy runs on the test images."""
     ran = []
     for batch in batches(arguments.test, arguments.crop):
         model.super_resolve(batch)
@@ -153,7 +159,7 @@ def mean_rate(model: SkipDiff, arguments: argparse.Namespace) -> float:
 
 
 def write(arguments: argparse.Namespace, rows: Rows, subsets: Tensor) -> None:
-    """The table and the paired differences."""
+    """Writes and prints the page: the table and the paired differences."""
     policy, count = rows["policy"]["reward"], subsets.shape[1]
     others = {
         "random, same mean": rows["random"]["reward"],
@@ -163,6 +169,7 @@ def write(arguments: argparse.Namespace, rows: Rows, subsets: Tensor) -> None:
         "no step": rows["no step"]["reward"],
     }
     columns = list(rows["policy"])
+
     lines = [
         "# Skip policy against random and fixed skipping",
         "",
@@ -176,14 +183,17 @@ def write(arguments: argparse.Namespace, rows: Rows, subsets: Tensor) -> None:
     ]
     for name, row in rows.items():
         lines.append(f"| {name} | " + " | ".join(f"{float(row[column].mean()):.4f}" for column in columns) + " |")
+
     lines += ["", "| reward of the policy less that of | mean | 95 % |", "|---|---|---|"]
     results = {name: interval(policy - other) for name, other in others.items()}
     lines += [f"| {name} | {mean:+.4f} | {low:+.4f} to {high:+.4f} |" for name, (mean, low, high) in results.items()]
+
     patterns = rows["policy"]["evaluations"].unique(return_counts=True)
     used = ", ".join(f"{int(value)}: {int(n)}" for value, n in zip(*patterns, strict=True))
     lines += ["", f"Evaluations of the policy, images by number: {used}."]
     if torch.equal(policy, others["best subset on these images"]):
         lines.append("On every image its result is that of the best fixed subset: it tells no image from another.")
+
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "skipdiff_study.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
