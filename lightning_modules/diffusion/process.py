@@ -77,6 +77,14 @@ class Process(ABC):
             "Ancestral, DDIM, EDMHeun or RelayHeun"
         )
 
+    def run_share(self, t: Tensor) -> Tensor:
+        """Share of a run that lies ahead at `t`, float64 `[B]`: from 1 at its start to 0 at its end.
+
+        YODA's mask goes by it, in training too, where times beyond the start of a run also give 1. It is `t` itself
+        where runs start at t = 1 and spread their steps evenly.
+        """
+        return t.double()
+
     def sample_t(self, n: int) -> Tensor:
         """Training times, float64 `[n]`, uniform on (0, 1]."""
         return 1 - torch.rand(n, dtype=torch.float64)
@@ -157,6 +165,10 @@ class Tabulated(Process):
         table = self.tables[name]
         return torch.lerp(table[below], table[below + 1], (index - below).clamp(0, 1))
 
+    def run_share(self, t: Tensor) -> Tensor:
+        """See `Process.run_share`: the time of the table entry at or above `t`."""
+        return table_time(self, t.double())
+
     def sample_t(self, n: int) -> Tensor:
         """Table entries 1..T, uniform."""
         return torch.randint(1, self.steps + 1, (n,)).double() / self.steps
@@ -178,7 +190,7 @@ class Tabulated(Process):
 def table_time(process: Process, t: Tensor) -> Tensor:
     """The time of the table entry at or above `t`, `[B]`; `t` itself where the clock is continuous.
 
-    YODA's mask and step-indexed labels go by it.
+    Step-indexed labels go by it, and YODA's mask.
     """
     if process.steps is None:
         return t

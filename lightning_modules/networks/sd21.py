@@ -32,6 +32,7 @@ class ControlledUNet(nn.Module):
     """
 
     stride = 8
+    global_statistics = True  # of its GroupNorms, and its attention
     middle_attention = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
     text: Tensor
     empty_text: Tensor

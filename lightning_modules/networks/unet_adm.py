@@ -45,6 +45,8 @@ class ADMUNet(nn.Module):
         ValueError: `img_resolution` cannot be halved as often as there are levels.
     """
 
+    global_statistics = True  # of its GroupNorms, and its attention
+
     def __init__(
         self,
         *,

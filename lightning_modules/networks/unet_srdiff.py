@@ -168,6 +168,7 @@ class SRDiffUNet(nn.Module):
             raise ValueError(f"SRDiffUNet uses every third encoder map: encoder_blocks={encoder_blocks} has none")
         self.channels = channels
         self.stride = 2 ** (len(channel_mults) - 1)
+        self.global_statistics = attention
         widths = [channels * mult for mult in channel_mults]
         used = encoder_channels * ((encoder_blocks + 1) // 3)
         self.cond_proj = nn.ConvTranspose2d(used, channels, 2 * scale, stride=scale, padding=scale // 2)

@@ -347,6 +347,7 @@ class UNetSwin(nn.Module):
     """
 
     middle_attention = "middle_block.1.blocks.0"
+    global_statistics = True  # of its GroupNorms
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class Rollouts:
     def images(self, batch: Batch, deciders: Mapping[str, Decider]) -> dict[str, Tensor]:
         """Images `[B,3,H,W]` in [-1, 1] by decider, all from one coarse chain and the same noise."""
         with self.base.sampling(batch) as padded:
-            started, denoiser, randn, fill = self.base.prepare(padded)
+            started, denoiser, randn, fill = self.base.prepare(padded, self.plan)
             steps = self.plan.prepare(denoiser, randn, fill)
             states = {name: self.plan.refine(decider, steps.fork()) for name, decider in deciders.items()}
             return {name: trimmed(self.base.decode(state, started), batch) for name, state in states.items()}
@@ -101,7 +101,7 @@ class Rollouts:
             table.add(name, self._paid(measured[name], self.plan.evaluations(decider), all_run))
 
         with self.base.sampling(batch) as padded:
-            started, denoiser, randn, fill = self.base.prepare(padded)
+            started, denoiser, randn, fill = self.base.prepare(padded, self.plan)
 
             def visit(subset: Sequence[bool], state: Tensor) -> None:
                 image = trimmed(self.base.decode(state, started), batch)
