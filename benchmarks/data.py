@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image
 
 from datamodules.photos import Photos
-from lightning_modules.cli import CONFIGS, run
+from lightning_modules.config import CONFIGS
+from lightning_modules.experiment import run
 
 
 def members(folder: Path) -> list[bytes]:

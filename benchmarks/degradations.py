@@ -30,9 +30,9 @@ from kornia.enhance import jpeg_codec_differentiable
 from PIL import Image
 from torch import Tensor
 
-from datamodules.degradations.bicubic import to_uint8
+from datamodules.degradations.image_batch import ImageBatch
 from datamodules.degradations.jpeg import compress
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.levels import to_uint8
 from datamodules.degradations.realesrgan import RealESRGAN
 
 QUALITIES = (10, 30, 50, 75, 95)
@@ -172,7 +172,7 @@ def compare_jpeg(reference_jpeg: Callable[..., Tensor], hr: Tensor) -> None:
     coders: dict[str, Callable[[int], Tensor]] = {
         "reference": lambda quality: reference_jpeg(one, quality=hr.new_tensor([float(quality)])),
         "kornia": lambda quality: jpeg_codec_differentiable(one, hr.new_tensor([float(quality)])),
-        "ours": lambda quality: compress(Images.of(one), [{"quality": quality}]).pixels,
+        "ours": lambda quality: compress(ImageBatch.from_tensor(one), [{"quality": quality}]).pixels,
     }
     for name, coder in coders.items():
         with torch.no_grad():

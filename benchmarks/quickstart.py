@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from datamodules.degradations.bicubic import Bicubic, to_uint8
+from datamodules.degradations.bicubic import Bicubic
+from datamodules.degradations.levels import to_uint8
 from datamodules.images import decode
 from datamodules.photos import VAL, bundled
 

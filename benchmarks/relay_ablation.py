@@ -28,8 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.ema import EMA
-from callbacks.image_metrics import ImageMetrics
-from callbacks.lr_consistency import LRConsistency
+from callbacks.image_metrics import ImageMetrics, classic
 from datamodules.batch import Batch
 from datamodules.degradations.area import Area
 from datamodules.folder import Folder
@@ -39,6 +38,7 @@ from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
 from lightning_modules.diffusion.parameterization import Preconditioned
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Pixels
+from lightning_modules.metrics.lr_consistency import LRConsistency
 from lightning_modules.networks.unet_adm import ADMUNet
 from lightning_modules.relay import EDM, Relay
 
@@ -126,7 +126,7 @@ def trainer_of(given: argparse.Namespace, folder: Path, **limits: Any) -> Traine
         devices=1,
         precision="bf16-mixed",
         logger=CSVLogger(folder),
-        callbacks=[EMA(decay=0.999), ImageMetrics(), LRConsistency()],
+        callbacks=[EMA(decay=0.999), ImageMetrics([*classic(), LRConsistency()])],
         limit_val_batches=0,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -17,15 +17,17 @@ from statistics import fmean
 
 import torch
 
-from callbacks.image_metrics import full_reference_scores
-from datamodules.batch import Batch
+from datamodules.batch import Batch, to_pixels
 from datamodules.folder import Folder
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import load_method
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.guidance import SelfAttentionGuidance
-from lightning_modules.metrics.lpips import lpips
+from lightning_modules.metrics.lpips import LPIPS
 from lightning_modules.metrics.niqe import NIQE
-from lightning_modules.metrics.pixels import to_uint8
+from lightning_modules.metrics.pixels import crop_border
+from lightning_modules.metrics.psnr import PSNR
+from lightning_modules.metrics.score import Score
+from lightning_modules.metrics.ssim import SSIM
 
 BORDER, BLOCK = 4, 32
 
@@ -39,20 +41,20 @@ def batches(arguments: argparse.Namespace) -> Iterator[Batch]:
 
 def score(model: DiffusionModule, arguments: argparse.Namespace) -> dict[str, float]:
     """Means over the test images, and seconds of processor time."""
-    niqe = NIQE(arguments.niqe, BLOCK)
-    perceptual = lpips() if arguments.lpips else None
+    scores: list[Score] = [PSNR(), SSIM(), NIQE(arguments.niqe, BLOCK), *([LPIPS()] if arguments.lpips else [])]
+    for measured in scores:
+        measured.load()
     rows: list[dict[str, float]] = []
     seconds = 0.0
     for batch in batches(arguments):
         start = time.process_time()
         sr = model.super_resolve(batch)
         seconds += time.process_time() - start
-        image, target = (to_uint8(picture, batch["key"]).double() / 255 for picture in (sr, batch["hr"]))
-        scores = full_reference_scores(image, target, BORDER)
-        kept = {"psnr_y": scores["psnr_y"], "ssim_y": scores["ssim_y"], "niqe": niqe.per_image(image)}
-        if perceptual is not None:
-            kept["lpips"] = perceptual(2 * image.float() - 1, 2 * target.float() - 1).view(-1)
-            perceptual.reset()
+        image, target = (to_pixels(picture, batch["key"]).double() / 255 for picture in (sr, batch["hr"]))
+        kept = {}
+        for measured in scores:
+            border = BORDER if measured.crops_border else 0
+            kept[measured.name] = measured(crop_border(image, border), crop_border(target, border))
         rows += [{name: float(values[i]) for name, values in kept.items()} for i in range(len(sr))]
     return {**{name: fmean(row[name] for row in rows) for name in rows[0]}, "seconds": seconds, "images": len(rows)}
 

@@ -27,6 +27,7 @@ from lightning_modules.diffusion.schedules import Linear
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import VP
 from lightning_modules.networks.unet_sr3 import SR3UNet
+from lightning_modules.published.sr3 import adapt
 from lightning_modules.sr3 import SR3
 
 IMAGES, LOW, HIGH, SAMPLING_STEPS = 4, 16, 128, 5
@@ -80,7 +81,7 @@ def own_model(state: dict[str, torch.Tensor]) -> SR3:
         sampler=Ancestral(SAMPLING_STEPS),
         norm="l1",
     )
-    model.load_state_dict(model.adapt_published(state))
+    model.load_state_dict(adapt(model, state))
     return model
 
 

@@ -2,25 +2,36 @@
 
 import csv
 import json
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics import Metric
 
 from callbacks.evaluation import EvaluationCallback
-from datamodules.batch import Batch
-from lightning_modules.metrics.lpips import lpips as published_lpips
-from lightning_modules.metrics.niqe import NIQE
-from lightning_modules.metrics.pixels import crop_border, luma, to_uint8
-from lightning_modules.metrics.ssim import WINDOW, ssim
+from datamodules.batch import Batch, to_pixels
+from lightning_modules.metrics.colour_error import ColourError
+from lightning_modules.metrics.pixels import crop_border
+from lightning_modules.metrics.psnr import PSNR
+from lightning_modules.metrics.score import UNAVAILABLE, Score, SetScore, as_scores, names_of
+from lightning_modules.metrics.ssim import SSIM
 
 Scores = dict[str, float]  # of one image, by the score's name
+AnyScore = Score | SetScore | Metric  # what a config may list
+
+
+class Measured(NamedTuple):
+    """What is kept of one image."""
+
+    scores: Scores
+    features: dict[str, Tensor]  # rows [N,D] of scores of sets, by the score's place and the image they were taken of
 
 
 @runtime_checkable
@@ -31,46 +42,87 @@ class NamesItsProtocol(Protocol):
         """The sampler and its steps: "ddim-10"."""
 
 
-class ImageMetrics(EvaluationCallback[Scores]):
-    """PSNR and SSIM in RGB and on Y, and the colour error, of every validation and test image exactly once.
+def classic() -> list[Score]:
+    """What is measured unless a config says otherwise: PSNR and SSIM on Y and in RGB, and the colour error."""
+    pixels = [score(channels) for channels in ("y", "rgb") for score in (PSNR, SSIM)]
+    return [*pixels, *(ColourError(channel) for channel in ("r", "g", "b"))]
 
-    Scores are taken of 8-bit images, without a border for PSNR and SSIM, one image at a time; a data set's score is the
-    mean over its images. Y is BT.601 in studio range. `colour_error_r` (`_g`, `_b`) is the absolute difference of the
-    two images' means in grey levels, which small training batches make drift. The same scores of `batch["up"]` are
-    logged under the baseline's name: `val/psnr_y` beside `val/bicubic/psnr_y`.
+
+class ImageMetrics(EvaluationCallback[Measured]):
+    """Scores of every validation and test image, each image exactly once.
+
+    Scores are taken of 8-bit images, one image at a time; a data set's score is the mean over its images. The same
+    scores of `batch["up"]` are logged under the baseline's name: `val/psnr_y` beside `val/bicubic/psnr_y`.
 
     Each validation and test leaves `scores/<stage>-step-<n>.csv` with the scores of each image in the run's folder, and
     a run of `validate` or `test` also `results.json`: the means beside everything that defines them.
 
+    A score that is NaN for an image is named with the image: as a warning while a model is trained, as an error once
+    everything is written otherwise.
+
     Args:
-        border: Pixels left out on each side of PSNR and SSIM; the scale by default, as papers do.
+        scores: What is measured: scores, scores of sets, and metrics of torchmetrics; `classic` by default.
+        border: Pixels left out on each side for scores such as PSNR and SSIM; the scale by default, as papers do.
         baseline: What made `batch["up"]`, as the results name it.
-        lpips: Also LPIPS on AlexNet; needs torchvision and its weights.
-        niqe: Also NIQE; it needs a model of natural photographs.
+
+    Raises:
+        ValueError: the border is negative, or two scores have one name.
     """
 
     def __init__(
-        self, border: int | None = None, baseline: str = "bicubic", lpips: bool = False, niqe: NIQE | None = None
+        self, scores: list[AnyScore] | None = None, border: int | None = None, baseline: str = "bicubic"
     ) -> None:
         if border is not None and border < 0:
             raise ValueError(f"border must be at least 0, got {border}")
         super().__init__()
+        self.scores = as_scores(classic() if scores is None else scores)
         self.border, self.baseline = border, baseline
-        self.lpips = published_lpips() if lpips else None
-        self.niqe = niqe
+        self.not_measured: dict[str, str] = {}  # why, by the score's name
         self._border_used = border
 
+    def add(self, listed: Sequence[AnyScore]) -> None:
+        """Measures further scores; one that is already measured stays as it is.
+
+        Raises:
+            ValueError: a score of this name is defined otherwise.
+        """
+        measured = {name: score for score in self.scores for name in names_of(score)}
+        for score in as_scores(listed):
+            same = [measured[name] for name in names_of(score) if name in measured]
+            if any(type(other) is not type(score) or other.definition != score.definition for other in same):
+                raise ValueError(
+                    f"{', '.join(names_of(score))}: is to be measured as {score.definition!r} and as "
+                    f"{same[0].definition!r}: name one of the two otherwise"
+                )
+            if not same:
+                self.scores.append(score)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Moves what has weights to the model's device.
+        """Gathers the scores of all overlays, reads their weights and moves them to the model's device.
 
         Raises:
             TypeError: the model does not say how its images are drawn.
+            WeightsError: weights of a score that is not optional are missing.
+            MissingPackageError: a package that a score needs is not installed.
         """
         if not isinstance(pl_module, NamesItsProtocol):
             raise TypeError(f"{type(pl_module).__name__} has no `protocol()`, which results are named by")
-        for metric in (self.lpips, self.niqe):
-            if metric is not None:
-                metric.to(trainer.strategy.root_device)
+        for callback in cast(Any, trainer).callbacks:
+            if isinstance(callback, ExtraScores):
+                self.add(callback.scores)
+
+        for score in list(self.scores):
+            try:
+                score.load()
+            except UNAVAILABLE as error:
+                if not score.optional:
+                    raise
+                self.scores.remove(score)
+                self.not_measured |= dict.fromkeys(names_of(score), str(error))
+                if trainer.is_global_zero:
+                    print(f"not measured: {', '.join(names_of(score))} ({error})")
+            else:
+                score.to(trainer.strategy.root_device)
 
     @torch.no_grad()
     def collect(self, outputs: dict[str, Any], batch: Batch) -> None:
@@ -79,31 +131,52 @@ class ImageMetrics(EvaluationCallback[Scores]):
         Raises:
             ValueError: an image is too small, or not finite, or two images have one key.
         """
-        keys, hr = batch["key"], _unit(batch["hr"], batch["key"])
-        border = hr.shape[-1] // batch["lr"].shape[-1] if self.border is None else self.border
-        if min(hr.shape[-2:]) < 2 * border + WINDOW:
-            raise ValueError(
-                f"{keys[0]}: {hr.shape[-1]}x{hr.shape[-2]} pixels are too few for SSIM, which needs {WINDOW} on each "
-                f"side beside the border of {border}; score larger images, or set a smaller border"
-            )
-        self._border_used = border
-        model = self._score(_unit(outputs["sr"], keys), hr, border)
-        baseline = self._score(_unit(batch["up"], keys), hr, border)
-        named = {**model, **{f"{self.baseline}/{name}": value for name, value in baseline.items()}}
-        table = torch.stack([value.double() for value in named.values()], dim=1).tolist()  # one transfer a batch
-        for key, row in zip(keys, table, strict=True):
-            if key in self.kept:
+        keys = batch["key"]
+        for key in keys:
+            if key in self.kept or keys.count(key) > 1:
                 raise ValueError(f"{key}: two images of one validation have this key, and scores are kept by key")
-            self.kept[key] = dict(zip(named, row, strict=True))
 
-    def _score(self, image: Tensor, hr: Tensor, border: int) -> dict[str, Tensor]:
-        scores = full_reference_scores(image, hr, border)
-        if self.lpips is not None:
-            scores["lpips"] = self.lpips(image.float() * 2 - 1, hr.float() * 2 - 1)
-            self.lpips.reset()
-        if self.niqe is not None:
-            scores["niqe"] = self.niqe.per_image(image)
-        return scores
+        sr, up = _unit(outputs["sr"], keys), _unit(batch["up"], keys)
+        hr = _unit(batch["hr"], keys) if "hr" in batch else None
+        lr = (batch["lr"].double() + 1) / 2
+        self._border_used = sr.shape[-1] // lr.shape[-1] if self.border is None else self.border
+
+        values: dict[str, Tensor] = {}
+        features: dict[str, list[Tensor]] = {}
+        for prefix, image in (("", sr), (f"{self.baseline}/", up)):
+            for place, score in enumerate(self.scores):
+                self._check_size(score, image, keys[0])
+                if isinstance(score, Score):
+                    values[f"{prefix}{score.name}"] = self._score(score, image, hr, lr)
+                else:
+                    features[f"{place}/{prefix}"] = score.features(image)
+        for place, score in enumerate(self.scores):
+            if isinstance(score, SetScore):
+                if hr is None:
+                    raise ValueError(f"{', '.join(names_of(score))}: compares with targets, and {keys[0]} has none")
+                features[f"{place}/hr"] = score.features(hr)
+
+        # One transfer a batch.
+        columns = [value.double().flatten() for value in values.values()]
+        table = torch.stack(columns, dim=1).tolist() if columns else [[] for _ in keys]
+        for index, (key, row) in enumerate(zip(keys, table, strict=True)):
+            taken = {name: rows[index] for name, rows in features.items()}
+            self.kept[key] = Measured(dict(zip(values, row, strict=True)), taken)
+
+    def _score(self, score: Score, image: Tensor, hr: Tensor | None, lr: Tensor) -> Tensor:
+        if not score.crops_border:
+            return cast(Tensor, score(image, hr, lr))
+        border = cast(int, self._border_used)
+        return cast(Tensor, score(crop_border(image, border), None if hr is None else crop_border(hr, border), lr))
+
+    def _check_size(self, score: Score | SetScore, image: Tensor, key: str) -> None:
+        border = cast(int, self._border_used) if isinstance(score, Score) and score.crops_border else 0
+        if min(image.shape[-2:]) < 2 * border + score.smallest:
+            beside = f" beside the border of {border}" if border else ""
+            raise ValueError(
+                f"{key}: {image.shape[-1]}x{image.shape[-2]} pixels are too few for {', '.join(names_of(score))}, "
+                f"which needs {score.smallest} on each side{beside}; score larger images, or leave this score out"
+            )
 
     def conclude(
         self,
@@ -111,20 +184,55 @@ class ImageMetrics(EvaluationCallback[Scores]):
         pl_module: LightningModule,
         *,
         stage: str,
-        kept: dict[str, Scores],
+        kept: dict[str, Measured],
         folder: Path,
     ) -> None:
-        """Logs the means, and writes them and the scores of each image."""
-        means = {name: fmean(row[name] for row in kept.values()) for name in next(iter(kept.values()))}
+        """Logs the means, and writes them and the scores of each image.
+
+        Raises:
+            ValueError: a score is NaN, of images that no training depends on; or processes measured different scores.
+        """
+        rows = {key: measured.scores for key, measured in kept.items()}
+        names = list(next(iter(rows.values())))
+        if len({(*measured.scores, *measured.features) for measured in kept.values()}) > 1:
+            raise ValueError("processes measured different scores: do all of them have the weights of optional scores?")
+
+        of_sets = self._of_sets(kept)
+        means = {name: fmean(row[name] for row in rows.values()) for name in names} | of_sets
         for name, value in means.items():
             shown = name in ("psnr_y", f"{self.baseline}/psnr_y")
             pl_module.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
-        if not trainer.is_global_zero:
-            return
-        write_scores(folder / "scores" / f"{stage}-step-{trainer.global_step:06d}.csv", kept)
-        if trainer.state.fn != TrainerFn.FITTING:
-            description = self._description(trainer, cast(NamesItsProtocol, pl_module), len(kept))
-            write_results(folder / "results.json", description, means, self.baseline)
+
+        evaluated = trainer.state.fn != TrainerFn.FITTING
+        if trainer.is_global_zero:
+            write_scores(folder / "scores" / f"{stage}-step-{trainer.global_step:06d}.csv", rows)
+            if evaluated:
+                description = self._description(trainer, cast(NamesItsProtocol, pl_module), len(kept))
+                write_results(folder / "results.json", description, means, self.baseline)
+
+        measured = {**rows, "all images": of_sets}
+        nans = [f"{key}: {name} is NaN" for key, row in measured.items() for name in row if math.isnan(row[name])]
+        if nans:
+            message = f"{'; '.join(nans)}. Leave the image or the score out, or look at the image"
+            if evaluated:
+                raise ValueError(f"{message}. All other scores are written to {folder}")
+            if trainer.is_global_zero:
+                warnings.warn(message, stacklevel=1)
+
+    def _of_sets(self, kept: Mapping[str, Measured]) -> Scores:
+        """The numbers of scores of sets, of the model and of the baseline."""
+        found: Scores = {}
+        for place, score in enumerate(self.scores):
+            if not isinstance(score, SetScore):
+                continue
+            rows = {
+                name: torch.cat([measured.features[f"{place}/{name}"] for measured in kept.values()])
+                for name in ("", f"{self.baseline}/", "hr")
+            }
+            for prefix in ("", f"{self.baseline}/"):
+                compared = score.compare(rows[prefix], rows["hr"])
+                found |= {f"{prefix}{name}": value for name, value in compared.items()}
+        return found
 
     def _description(self, trainer: Trainer, method: NamesItsProtocol, images: int) -> dict[str, Any]:
         return {
@@ -133,33 +241,40 @@ class ImageMetrics(EvaluationCallback[Scores]):
             "protocol": {
                 "sampler": method.protocol(),
                 "pixels": "clamped and rounded to 8 bits",
-                "y": "BT.601 studio range of the 8-bit RGB, not rounded again",
                 "border": self._border_used,
                 "mean": "of the values of single images",
-                "ssim": "11x11 Gaussian, sigma 1.5, valid windows, mean over channels",
-                "colour_error": "absolute difference of the channel means, whole image, grey levels",
             },
+            "definitions": {name: described(score, name) for score in self.scores for name in names_of(score)},
+            "not_measured": self.not_measured,
         }
 
 
-def full_reference_scores(image: Tensor, hr: Tensor, border: int) -> dict[str, Tensor]:
-    """PSNR in dB, SSIM, and the colour error in grey levels, of each image.
+class ExtraScores(Callback):
+    """Scores that `ImageMetrics` measures in addition to its own; what overlays of metrics are made of.
 
     Args:
-        image: `[B,3,H,W]` in [0, 1], 8-bit values in float64.
-        hr: The target, likewise.
-        border: Pixels left out on each side of PSNR and SSIM.
-
-    Returns:
-        `[B]` by the score's name.
+        scores: As `ImageMetrics` takes them. A score that several overlays list is measured once.
     """
-    scores = {}
-    inner, target = crop_border(image, border), crop_border(hr, border)
-    for channels, a, b in (("y", luma(inner), luma(target)), ("rgb", inner, target)):
-        scores[f"psnr_{channels}"] = peak_signal_noise_ratio(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none")
-        scores[f"ssim_{channels}"] = ssim(a, b)
-    error = 255 * (image.mean(dim=(-2, -1)) - hr.mean(dim=(-2, -1))).abs()
-    return scores | {f"colour_error_{name}": error[:, index] for index, name in enumerate("rgb")}
+
+    def __init__(self, scores: list[AnyScore]) -> None:
+        self.scores = scores
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses to be ignored.
+
+        Raises:
+            ValueError: the run has no `ImageMetrics`.
+        """
+        if not any(isinstance(callback, ImageMetrics) for callback in cast(Any, trainer).callbacks):
+            raise ValueError(
+                "scores are listed that nothing measures: add callbacks.image_metrics.ImageMetrics to trainer.callbacks"
+            )
+
+
+def described(score: Score | SetScore, name: str) -> dict[str, Any]:
+    """What defines a number, as results state it."""
+    better = score.higher_is_better[name] if isinstance(score, SetScore) else score.higher_is_better
+    return {"definition": score.definition, "better": "higher" if better else "lower", "weights": score.files}
 
 
 def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:
@@ -172,13 +287,14 @@ def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:
 
 
 def write_results(path: Path, description: dict[str, Any], means: Scores, baseline: str) -> None:
-    """The means, each model's beside the baseline's, after what defines them."""
+    """The means, each model's beside the baseline's, after what defines them; null where a mean is NaN."""
     results = dict(description)
+    shown = {name: None if math.isnan(value) else value for name, value in means.items()}
     for name in (name for name in means if not name.startswith(f"{baseline}/")):
-        results[name] = {baseline: means[f"{baseline}/{name}"], "model": means[name]}
+        results[name] = {baseline: shown[f"{baseline}/{name}"], "model": shown[name]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _unit(image: Tensor, keys: list[str]) -> Tensor:
-    return to_uint8(image, keys).double() / 255
+    return to_pixels(image, keys).double() / 255

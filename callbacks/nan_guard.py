@@ -18,10 +18,10 @@ class NonFiniteLossError(ValueError):
 class NaNGuard(Callback):
     """Raises at the first training step whose loss is NaN or infinite, before a checkpoint of it is written.
 
-    `python -m lightning_modules.replay RUN/nan/step-<n>-rank-<r>.json` repeats the step from what the run's folder then
-    holds: that record (the images' keys, their times, the seed of the step's random numbers), beside it the batch's
-    tensors as `.safetensors`, and as `.ckpt` the weights that the loss was computed with. Reading the loss waits for
-    the device once a step.
+    `lightning replay RUN/nan/step-<n>-rank-<r>.json` repeats the step from what the run's folder then holds: that
+    record (the images' keys, their times, the seed of the step's random numbers), beside it the batch's tensors as
+    `.safetensors`, and as `.ckpt` the weights that the loss was computed with. Reading the loss waits for the device
+    once a step.
     """
 
     def __init__(self) -> None:
@@ -70,6 +70,6 @@ class NaNGuard(Callback):
         torch.save({"state_dict": self._checkpoint["state_dict"]}, stem.with_suffix(".ckpt"))
         raise NonFiniteLossError(
             f"the loss became {record['loss']} at step {record['step']} on {', '.join(batch['key'])}. See where: "
-            f"python -m lightning_modules.replay {stem}.json. Lower the learning rate, clip gradients "
+            f"lightning replay {stem}.json. Lower the learning rate, clip gradients "
             "(--trainer.gradient_clip_val 1.0) or train in float32, from the last checkpoint"
         )

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.evaluation import gather_by_key
-from lightning_modules.metrics.pixels import to_uint8
+from datamodules.batch import to_pixels
 
 WHITE = 32  # grey levels of standard deviation that a picture of it shows in white
 
@@ -86,7 +86,7 @@ class PredictionWriter(BasePredictionWriter):
             self._write(spread_picture(prediction["std"]), [f"{key}_std" for key in batch["key"]])
 
     def _write(self, images: Tensor, keys: Sequence[str]) -> None:
-        pixels = to_uint8(images, keys).permute(0, 2, 3, 1).contiguous().cpu()
+        pixels = to_pixels(images, keys).permute(0, 2, 3, 1).contiguous().cpu()
         for key, image in zip(keys, pixels, strict=True):
             write_png(self._path(key), Image.fromarray(np.asarray(image)))
             self._written[key] = None

@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from callbacks.evaluation import EvaluationCallback
-from datamodules.batch import Batch
-from lightning_modules.metrics.pixels import to_uint8
+from datamodules.batch import Batch, to_pixels
 
 Tile = NDArray[np.uint8]  # [H,W,3]
 Column = dict[str, Tile]  # of one image, by the row's title
@@ -102,7 +101,7 @@ def column(outputs: dict[str, Any], batch: Batch, index: int, size: int, baselin
     if "hr" in batch:
         images["hr"] = batch["hr"][index]
     images |= {title: panel[index] * 2 - 1 for title, panel in outputs.get("panels", {}).items()}
-    return {title: _tile(to_uint8(centre(image, size)[None], keys)[0]) for title, image in images.items()}
+    return {title: _tile(to_pixels(centre(image, size)[None], keys)[0]) for title, image in images.items()}
 
 
 def centre(image: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The data module every data set extends: streams of uint8 images in, batches degraded on the device out."""
+"""The data module that every data set extends: it reads streams of uint8 images and degrades them on the device."""
 
 import logging
 import os
@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from datamodules.batch import Batch, make_batch, signed
-from datamodules.crops import CenterCrop, RandomCrop
-from datamodules.degradations.bicubic import Bicubic, from_uint8
+from datamodules.degradations.bicubic import Bicubic
 from datamodules.degradations.degradation import Degradation
 from datamodules.degradations.enlarge import Enlargement
-from datamodules.loader import Loader
-from datamodules.sources import Source, WithMaps
-from datamodules.streams import DataError, EvalStream, Place, RawBatch, TrainStream
+from datamodules.degradations.levels import from_uint8
+from datamodules.stream.crops import CenterCrop, RandomCrop
+from datamodules.stream.loader import Loader
+from datamodules.stream.sources import AttentionMapSource, DataError, Source
+from datamodules.stream.streams import EvalStream, Rank, RawBatch, TrainStream
 
 _log = logging.getLogger(__name__)
 
@@ -26,11 +27,12 @@ _log = logging.getLogger(__name__)
 class SRDataModule(LightningDataModule, ABC):
     """Super-resolution data: a subclass says where the samples of each split are, and nothing else.
 
-    Training is an endless stream counted in steps (bound it with `max_steps`, and an epoch, if wanted, with
-    `limit_train_batches`); validation and test see every image once. What a batch holds is a function of `seed` and of
-    the number of batches so far, so a resumed run continues exactly, and any step can be looked at again:
-    `load_state_dict({"batches": n})` makes the training stream begin with batch n. The LR image of an evaluation is a
-    function of its key alone.
+    Training is an endless stream counted in steps: bound a run with `max_steps`, and an epoch, if wanted, with
+    `limit_train_batches`. Validation and test see every image once.
+
+    What a batch holds is a function of `seed` and of the number of batches so far. So a resumed run continues exactly,
+    and any step can be repeated: `load_state_dict({"batches": n})` makes the training stream begin with batch n. The LR
+    image of an evaluation is a function of its key alone.
 
     Args:
         scale: HR size over LR size.
@@ -38,8 +40,8 @@ class SRDataModule(LightningDataModule, ABC):
         batch_size: training patches per process.
         num_workers: loading processes per process; the order of the data does not depend on it.
         degradation: makes LR from HR on the device; MATLAB's bicubic by default.
-        paired: use the LR images that the set holds; `degradation` does nothing then.
-        up_kernel: how `up` is made from `lr`; part of every result.
+        paired: use the LR images that the set holds, and no `degradation`.
+        up_kernel: how `up` is made from `lr`; results depend on it.
         flip: mirror training patches at random.
         rotate: turn training patches by 90 degrees at random.
         val_crop: side of the centre patch in validation and test; None takes whole images.
@@ -51,7 +53,7 @@ class SRDataModule(LightningDataModule, ABC):
             cropped and mirrored with the images (YODA); None leaves the map to the method.
 
     Raises:
-        ValueError: `crop` or `val_crop` is no multiple of `scale`, or the degradation has another scale.
+        ValueError: `crop` or `val_crop` is not a multiple of `scale`, or the degradation has another scale.
     """
 
     def __init__(
@@ -78,23 +80,25 @@ class SRDataModule(LightningDataModule, ABC):
         if isinstance(self.hparams.get("degradation"), Degradation):
             del self.hparams["degradation"]  # built in code, not from a config: a checkpoint holds plain values only
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer validation images than ranks
+
         self.scale, self.up_kernel, self.paired = scale, up_kernel, paired
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         self.shuffle, self.max_bad = shuffle, max_bad
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+
         if paired and degradation is not None:
             _log.warning("paired: the LR images of the set are used, the degradation is not")
         self.degradation = degradation or Bicubic(scale)
         self.train_crop = RandomCrop(crop, scale, self.seed, flip, rotate)
         self.val_crop = CenterCrop(val_crop, scale)
         self.attention = None if attention is None else Path(attention).expanduser()
-        self._batches_before = 0
-        self._check()
+        self._batches_before = 0  # of the run that this one resumes
+        self._check_scale()
 
-    def _check(self) -> None:
+    def _check_scale(self) -> None:
         for name, size in (("crop", self.train_crop.size), ("val_crop", self.val_crop.size or self.scale)):
             if size <= 0 or size % self.scale:
-                raise ValueError(f"{name}: {size} is no multiple of scale {self.scale}")
+                raise ValueError(f"{name}: {size} is not a multiple of scale {self.scale}")
         if self.degradation.scale != self.scale:
             raise ValueError(f"degradation: its scale is {self.degradation.scale}, but the data's is {self.scale}")
 
@@ -103,7 +107,7 @@ class SRDataModule(LightningDataModule, ABC):
         """Where the samples of "train", "val" or "test" are.
 
         Raises:
-            FileNotFoundError: the data are not there; the message says how to get them.
+            FileNotFoundError: the data do not exist; the message says how to get them.
         """
 
     def train_dataloader(self) -> Loader:
@@ -112,7 +116,7 @@ class SRDataModule(LightningDataModule, ABC):
             self._samples("train"),
             self.train_crop,
             batch_size=self.batch_size,
-            place=self.place,
+            rank=self.rank,
             seed=self.seed,
             window=self.shuffle,
             max_bad=self.max_bad,
@@ -130,24 +134,24 @@ class SRDataModule(LightningDataModule, ABC):
 
     def _evaluation(self, split: str) -> Loader:
         source = self._samples(split)
-        twice = source.duplicates()
-        if twice:
+        repeated = source.duplicates()
+        if repeated:
             raise DataError(
-                f"{split}: {', '.join(twice[:5])} stands twice in the set; an evaluation must count it once"
+                f"{split}: the set holds {', '.join(repeated[:5])} twice; an evaluation must count each image once"
             )
-        stream = EvalStream(source, self.val_crop, self.val_batch_size, self.place, self.paired)
+        stream = EvalStream(source, self.val_crop, self.val_batch_size, self.rank, self.paired)
         return Loader(stream, self.num_workers)
 
     def _samples(self, split: str) -> Source:
         source = self.source(split)
         if not len(source):
             raise DataError(f"{split}: the set holds no sample")
-        return source if self.attention is None else WithMaps(source, self.attention)
+        return source if self.attention is None else AttentionMapSource(source, self.attention)
 
     @property
-    def place(self) -> Place:
+    def rank(self) -> Rank:
         """This process among those of the trainer."""
-        return Place(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Place()
+        return Rank(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Rank()
 
     def batches_done(self) -> int:
         """Training batches consumed so far, in this run and in the one it resumes.
@@ -169,15 +173,18 @@ class SRDataModule(LightningDataModule, ABC):
         self._batches_before = state_dict["batches"]
 
     def on_after_batch_transfer(self, batch: RawBatch | Batch, dataloader_idx: int) -> Batch:
-        """Degrades on the device: uint8 HR, or HR and LR, become a `Batch`. A batch that is one already stays."""
+        """Makes a `Batch` of uint8 HR, or of HR and LR, by degrading on the device; a `Batch` is returned as it is."""
         if "draw" not in batch:
             return batch
+
         hr = from_uint8(batch["hr"])
         if "lr" in batch:
             lr = from_uint8(batch["lr"])
         else:
-            hr = self.degradation.target(hr) if batch["training"] else hr  # results are compared with the photograph
+            # only training targets are sharpened: results are compared with the photograph
+            hr = self.degradation.target(hr) if batch["training"] else hr
             lr = self._degrade(hr, batch)
+
         assembled = self.assemble(lr, batch["key"], hr)
         if "attention" in batch:
             grey = from_uint8(batch["attention"][:, :1])
@@ -185,7 +192,7 @@ class SRDataModule(LightningDataModule, ABC):
         return assembled
 
     def assemble(self, lr: Tensor, key: list[str], hr: Tensor | None = None) -> Batch:
-        """A `Batch` from images in [0,1]."""
+        """A `Batch` of images in [0,1]: `lr` is `[B,3,h,w]`, `hr`, if there is one, `[B,3,H,W]`."""
         batch = make_batch(lr, key, scale=self.scale, kernel=self.up_kernel)
         if hr is not None:
             batch["hr"] = signed(hr)
@@ -194,5 +201,8 @@ class SRDataModule(LightningDataModule, ABC):
     def _degrade(self, hr: Tensor, batch: RawBatch) -> Tensor:
         self.degradation.check_size(*hr.shape[-2:], key=batch["key"][0])
         seed = self.seed if batch["training"] else 0
-        drawn = zip(batch["key"], batch["draw"], strict=True)
-        return self.degradation.apply(hr, [self.degradation.recipe(key, epoch=e, seed=seed) for key, e in drawn])
+        recipes = [
+            self.degradation.recipe(key, epoch=epoch, seed=seed)
+            for key, epoch in zip(batch["key"], batch["draw"], strict=True)
+        ]
+        return self.degradation.apply(hr, recipes)

@@ -1,10 +1,12 @@
-"""The one thing that crosses from data to methods and callbacks."""
+"""What crosses from data to methods and callbacks: the batch, and its images as 8-bit pixels."""
 
+from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
 from datamodules.degradations.enlarge import Enlargement, enlarge
+from datamodules.degradations.levels import to_uint8
 
 
 class Batch(TypedDict):
@@ -31,3 +33,26 @@ def make_batch(lr: Tensor, key: list[str], *, scale: int, kernel: Enlargement) -
 def signed(image: Tensor) -> Tensor:
     """[0, 1] to [-1, 1]."""
     return image * 2 - 1
+
+
+def to_pixels(image: Tensor, keys: Sequence[str]) -> Tensor:
+    """Rounds images as a PNG file would hold them.
+
+    Args:
+        image: `[B,C,H,W]` in [-1, 1]; values outside are clamped.
+        keys: name of each image, for the error.
+
+    Returns:
+        uint8, of the same shape.
+
+    Raises:
+        ValueError: an image holds NaN or infinity, which no pixel can show.
+    """
+    finite = image.isfinite().flatten(1).all(dim=1).tolist()
+    if not all(finite):
+        named = ", ".join(key for key, good in zip(keys, finite, strict=True) if not good)
+        raise ValueError(
+            f"{named}: the image holds NaN or infinity; if the model was trained, sample in float32 (set precision to "
+            "32-true) to rule out an overflow"
+        )
+    return to_uint8(image.float(), black=-1.0)

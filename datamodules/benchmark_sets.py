@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from datamodules.base import SRDataModule
 from datamodules.images import find_images
-from datamodules.pack import pairs
-from datamodules.sources import Files, Source
+from datamodules.stream.pairs import pair_files
+from datamodules.stream.sources import FileSource, Source
 
 _IMAGES = {"Set5": 5, "Set14": 14, "B100": 100, "Urban100": 100, "Manga109": 109}
 _ALIASES = {"B100": ("B100", "BSD100", "BSDS100")}
@@ -18,8 +18,8 @@ class BenchmarkSet(SRDataModule):
     """One of the standard test sets, for validation and test; it has nothing to train on.
 
     The layouts of EDSR (`Set5/HR`, `Set5/LR_bicubic/X4`), BasicSR (`Set5/GTmod12`, `Set5/LRbicx4`), SelfExSR
-    (`Set5/image_SRF_4/*_HR.png`) and a bare folder are found by themselves. LR is MATLAB's bicubic of HR unless
-    `paired` asks for the set's own LR files.
+    (`Set5/image_SRF_4/*_HR.png`) and a bare folder are recognised. LR is MATLAB's bicubic of HR unless `paired` asks
+    for the set's own LR files.
 
     Args:
         root: folder that holds the sets.
@@ -42,18 +42,21 @@ class BenchmarkSet(SRDataModule):
         """All images of the set.
 
         Raises:
-            FileNotFoundError: the set is not there, or not all of it; or `split` is "train".
+            FileNotFoundError: the set does not exist or is incomplete; or `split` is "train".
+            DataError: with `paired`, an image has no LR partner.
         """
         if split == "train":
-            raise FileNotFoundError(f"{self.set} is for test only: give a training set with --config configs/data/...")
+            raise FileNotFoundError(f"{self.set} is for test only: train on another set, such as one of configs/data")
+
         hr = [file for file in self._files(_HR) if not file.stem.endswith("_LR")]
         if len(hr) != _IMAGES[self.set]:
             raise FileNotFoundError(f"{self.root}: holds {len(hr)} images of {self.set}, which has {_IMAGES[self.set]}")
         if not self.paired:
-            return Files(self.set.lower(), hr[0].parent, hr)
+            return FileSource(self.set.lower(), hr[0].parent, hr)
+
         lr = [file for file in self._files(_LR) if not file.stem.endswith("_HR")]
-        matched = pairs(hr, lr)
-        return Files(self.set.lower(), hr[0].parent, [hr for hr, _ in matched], [lr for _, lr in matched])
+        pairs = pair_files(hr, lr)
+        return FileSource(self.set.lower(), hr[0].parent, [hr for hr, _ in pairs], [lr for _, lr in pairs])
 
     def _files(self, layouts: tuple[str, ...]) -> list[Path]:
         names = [self.root / alias for alias in (*_ALIASES.get(self.set, (self.set,)), self.set.lower())]

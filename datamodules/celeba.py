@@ -1,22 +1,21 @@
-"""CelebA's aligned faces at 160x160, as SRDiff uses them. `python -m datamodules.celeba RAW OUT` packs them."""
+"""CelebA's aligned faces at 160x160, as SRDiff uses them."""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from datamodules.pack import command
-from datamodules.packed import Packed
-from datamodules.packing import PackError, Packing, pack
-from datamodules.pieces import Piece, View
+from datamodules.prepare.samples import PlannedImage, PlannedSample
+from datamodules.prepare.shard_writer import PackError, SplitSettings, write_split
+from datamodules.shard_folder import ShardFolder
 
-_PARTITION = {"0": "train", "1": "val", "2": "test"}
+_PARTITION = {"0": "train", "1": "val", "2": "test"}  # the numbers in list_eval_partition.txt
 _LICENCE = "CelebA: non-commercial research only, https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 _CENTRE = (0, 20, 178, 198)  # the middle 178x178 of an aligned 178x218 face
 _SIDE = 160
-_TESTED = 5000  # SRDiff tests on the first of them
+_TESTED = 5000  # SRDiff tests on the first 5000 faces of the test split
 
 
-class CelebA(Packed):
+class CelebA(ShardFolder):
     """CelebA (Liu et al., ICCV 2015): the centre 178x178 of an aligned face, resized to 160x160 by Pillow's bilinear.
 
     Split as published; the test set is the first 5000 faces of it, as in SRDiff (arXiv:2104.14951).
@@ -27,7 +26,7 @@ class CelebA(Packed):
         options: those of `SRDataModule`.
     """
 
-    prepare = "python -m datamodules.celeba RAW {root}"
+    prepare = "lightning pack celeba RAW {root}"
 
     def __init__(self, root: str = "data/celeba", scale: int = 8, **options: Any) -> None:
         super().__init__(root, "celeba-train", "celeba-val", "celeba-test", scale=scale, crop=_SIDE, **options)
@@ -39,32 +38,32 @@ def prepare(raw: str, out: str, partial: bool = False, workers: int = os.cpu_cou
     Args:
         raw: folder with img_align_celeba/ and list_eval_partition.txt, there or in Eval/.
         out: folder for the shards.
-        partial: pack what is there even if faces are missing.
+        partial: pack the faces that exist even if others are missing.
         workers: processes.
     """
-    views: dict[str, list[Piece]] = {split: [] for split in _PARTITION.values()}
-    absent: list[Path] = []
+    samples: dict[str, list[PlannedSample]] = {split: [] for split in _PARTITION.values()}
+    missing: list[Path] = []
     for name, split in _partition(Path(raw)):
         path = Path(raw) / "img_align_celeba" / name
         if path.exists():
-            views[split].append(Piece(path.stem, View(path, _CENTRE, _SIDE, "bilinear")))
+            samples[split].append(PlannedSample(path.stem, PlannedImage(path, _CENTRE, _SIDE, "bilinear")))
         else:
-            absent.append(path)
-    if absent and not partial:
-        raise PackError(f"{absent[0]} and {len(absent) - 1} more faces are not there (--partial true goes on without)")
-    views["test"] = views["test"][:_TESTED]
-    for split, pieces in views.items():
-        pack(pieces, Path(out), Packing("celeba", split, 2048, _LICENCE), workers=workers)
-        print(f"celeba-{split}: {len(pieces)} faces in {out}")
+            missing.append(path)
+
+    if missing and not partial:
+        raise PackError(
+            f"{missing[0]} and {len(missing) - 1} more faces are missing (set partial to true to continue without them)"
+        )
+    samples["test"] = samples["test"][:_TESTED]
+    for split, faces in samples.items():
+        write_split(faces, Path(out), SplitSettings("celeba", split, 2048, _LICENCE), workers=workers)
+        print(f"celeba-{split}: {len(faces)} faces in {out}")
 
 
 def _partition(raw: Path) -> list[tuple[str, str]]:
+    """File name and split of every face."""
     for path in (raw / "list_eval_partition.txt", raw / "Eval" / "list_eval_partition.txt"):
         if path.is_file():
             lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
             return [(name, _PARTITION[number]) for name, number in lines]
     raise PackError(f"{raw}: has no list_eval_partition.txt, there or in Eval/")
-
-
-if __name__ == "__main__":
-    command(prepare)

@@ -1,21 +1,21 @@
-"""DIV2K and Flickr2K: `python -m datamodules.div2k RAW OUT` packs them, after downloading what is not there."""
+"""DIV2K and Flickr2K: their preparation, which downloads what is missing, and the data modules that read them."""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from datamodules.archives import Archive, obtain
 from datamodules.images import find_images
-from datamodules.pack import command, plan
-from datamodules.packed import Packed
-from datamodules.packing import PackError, Packing, pack
+from datamodules.prepare.archives import Archive, fetch_images
+from datamodules.prepare.plan import plan
+from datamodules.prepare.shard_writer import PackError, SplitSettings, write_split
+from datamodules.shard_folder import ShardFolder
 
 _DIV2K = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 _LICENCE = {
     "div2k": "DIV2K: for academic research purpose only, https://data.vision.ee.ethz.ch/cvl/DIV2K/",
     "flickr2k": "Flickr2K: images from Flickr under their authors' licences, for academic research",
 }
-# folder of images below RAW, how many there are, and where they come from; HR digests as TensorFlow Datasets has them
+# the HR digests are those of TensorFlow Datasets
 _HR = {
     ("div2k", "train"): Archive(
         f"{_DIV2K}DIV2K_train_HR.zip",
@@ -46,7 +46,7 @@ _LR_MD5 = {
 }
 
 
-class DIV2K(Packed):
+class DIV2K(ShardFolder):
     """DIV2K (Agustsson and Timofte, CVPRW 2017): 800 photographs of 2K size to train on, 100 to validate on.
 
     Args:
@@ -57,7 +57,7 @@ class DIV2K(Packed):
         options: those of `SRDataModule`.
     """
 
-    prepare = "python -m datamodules.div2k RAW {root}"
+    prepare = "lightning pack div2k RAW {root}"
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class DIV2K(Packed):
         super().__init__(root, train, val, test, **options)
 
 
-class DF2K(Packed):
+class DF2K(ShardFolder):
     """DIV2K and the 2650 photographs of Flickr2K (Lim et al., CVPRW 2017) together, validated on DIV2K's 100.
 
     Args:
@@ -81,7 +81,7 @@ class DF2K(Packed):
         options: those of `SRDataModule`.
     """
 
-    prepare = "python -m datamodules.div2k RAW {root} --flickr2k true"
+    prepare = "lightning pack div2k RAW {root} --flickr2k true"
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ def prepare(
     partial: bool = False,
     workers: int = os.cpu_count() or 1,
 ) -> None:
-    """Packs DIV2K, and Flickr2K if wanted, into shards; downloads the archives that RAW lacks.
+    """Packs DIV2K, and Flickr2K if wanted, into shards; archives that RAW lacks are downloaded.
 
     Args:
         raw: folder with DIV2K_train_HR, DIV2K_valid_HR, Flickr2K/Flickr2K_HR as published.
@@ -125,29 +125,26 @@ def prepare(
         crop: side of the training sub-images; null packs whole images.
         step: between training sub-images.
         lr: also pack the published bicubic LR images of this scale (use them with `paired: true`).
-        partial: pack what is there even if images are missing.
+        partial: pack the images that exist even if others are missing.
         workers: processes.
     """
     for (name, split), archive in _HR.items():
         if name == "div2k" or flickr2k:
-            hr = _images(Path(raw), archive, partial)
-            small = _images(Path(raw), _lr_archive(name, split, lr), partial) if lr else None
+            hr_files = _images(Path(raw), archive, partial)
+            lr_files = _images(Path(raw), _lr_archive(name, split, lr), partial) if lr else None
             cut = (crop, step) if split == "train" else (None, None)
-            pieces = plan(hr, Path(raw) / archive.folder, small, *cut)
-            packing = Packing(name, split, 256 if cut[0] else 16, _LICENCE[name])
-            pack(pieces, Path(out), packing, workers=workers)
-            print(f"{packing.prefix}: {len(hr)} images, {len(pieces)} samples in {out}")
+            samples = plan(hr_files, Path(raw) / archive.folder, lr_files, *cut)
+
+            settings = SplitSettings(name, split, 256 if cut[0] else 16, _LICENCE[name])
+            write_split(samples, Path(out), settings, workers=workers)
+            print(f"{settings.prefix}: {len(hr_files)} images, {len(samples)} samples in {out}")
 
 
 def _images(raw: Path, archive: Archive, partial: bool) -> list[Path]:
-    files = find_images(obtain(archive, raw))
+    files = find_images(fetch_images(archive, raw))
     if len(files) != archive.images and not partial:
         raise PackError(
             f"{raw / archive.folder}: holds {len(files)} images, the published set has {archive.images}; "
-            "complete it, or pack what is there with --partial true"
+            "complete it, or set partial to true to pack those"
         )
     return files
-
-
-if __name__ == "__main__":
-    command(prepare)

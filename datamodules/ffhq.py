@@ -1,15 +1,14 @@
-"""Faces at fixed sizes, FFHQ to train on, CelebA-HQ to test on: `python -m datamodules.ffhq FACES OUT` packs either."""
+"""Faces at fixed sizes: FFHQ to train on, CelebA-HQ to test on."""
 
 import os
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.images import find_images
-from datamodules.pack import command
-from datamodules.packed import Packed
-from datamodules.packing import PackError, Packing, pack
-from datamodules.pieces import Piece, View, image_size
-from datamodules.sources import unique_stems
+from datamodules.images import find_images, image_size
+from datamodules.prepare.samples import PlannedImage, PlannedSample
+from datamodules.prepare.shard_writer import PackError, SplitSettings, write_split
+from datamodules.shard_folder import ShardFolder
+from datamodules.stream.sources import unique_stems
 
 _LICENCE = {
     "ffhq": "FFHQ: CC BY-NC-SA 4.0, https://github.com/NVlabs/ffhq-dataset",
@@ -17,7 +16,7 @@ _LICENCE = {
 }
 
 
-class Faces(Packed):
+class Faces(ShardFolder):
     """FFHQ (Karras et al., CVPR 2019) for training and CelebA-HQ for test, as SR3 (arXiv:2104.07636) uses them.
 
     HR and LR are both resized from the original by Pillow's bicubic, and packed as pairs; whole faces, no crops.
@@ -29,7 +28,7 @@ class Faces(Packed):
         options: those of `SRDataModule`.
     """
 
-    prepare = "python -m datamodules.ffhq FACES {root} --name {family} --size {crop} --scale {scale}"
+    prepare = "lightning pack ffhq FACES {root} --name {family} --size {crop} --scale {scale}"
 
     def __init__(
         self,
@@ -68,23 +67,23 @@ def prepare(
         workers: processes.
     """
     if size % scale:
-        raise PackError(f"size {size} is no multiple of scale {scale}")
+        raise PackError(f"size {size} is not a multiple of scale {scale}")
     files = find_images(Path(folder))
     for path in files:
-        _check(path, size)
+        _check_face(path, size)
+
     keys = [Path(stem).name for stem in unique_stems(files, Path(folder))]
-    views = [(View(path, side=size), View(path, side=size // scale)) for path in files]
-    pieces = [Piece(key, hr, lr) for key, (hr, lr) in zip(keys, views, strict=True)]
-    packing = Packing(set_name(name, size, scale), "train" if name == "ffhq" else "test", 1024, _LICENCE[name])
-    pack(pieces, Path(out), packing, workers=workers)
-    print(f"{packing.prefix}: {len(pieces)} faces in {out}")
+    samples = [
+        PlannedSample(key, PlannedImage(path, side=size), PlannedImage(path, side=size // scale))
+        for key, path in zip(keys, files, strict=True)
+    ]
+    split = "train" if name == "ffhq" else "test"
+    settings = SplitSettings(set_name(name, size, scale), split, 1024, _LICENCE[name])
+    write_split(samples, Path(out), settings, workers=workers)
+    print(f"{settings.prefix}: {len(samples)} faces in {out}")
 
 
-def _check(path: Path, size: int) -> None:
+def _check_face(path: Path, size: int) -> None:
     width, height = image_size(path)
     if width != height or width < size:
         raise PackError(f"{path}: is {width}x{height}; an aligned face of at least {size}x{size} is needed")
-
-
-if __name__ == "__main__":
-    command(prepare)

@@ -1,4 +1,4 @@
-"""The user's own images: plain folders for training and scoring, any file or folder to enlarge."""
+"""The user's own images: plain folders for training and scoring, any image file or folder to enlarge."""
 
 import logging
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from typing import Any
 
 from datamodules.base import SRDataModule
 from datamodules.batch import Batch
-from datamodules.degradations.bicubic import from_uint8
+from datamodules.degradations.levels import from_uint8
 from datamodules.images import ImageError, decode, find_images
-from datamodules.sources import Files, Source, unique_stems
-from datamodules.streams import stack
+from datamodules.stream.sources import FileSource, Source, unique_stems
+from datamodules.stream.streams import stack
 
 _log = logging.getLogger(__name__)
 _PURPOSE = {"train": "train on", "val": "validate on", "test": "test on", "predict": "enlarge"}
@@ -45,35 +45,35 @@ class Folder(SRDataModule):
     def _folder(self, split: str) -> Path:
         folder = self.folders[split]
         if folder is None:
-            raise FileNotFoundError(f"no images to {_PURPOSE[split]}: set --data.init_args.{split} to their folder")
+            raise FileNotFoundError(f"no images to {_PURPOSE[split]}: set {split} to their folder")
         return Path(folder).expanduser()
 
     def source(self, split: str) -> Source:
         """The files of one split.
 
         Raises:
-            FileNotFoundError: the split's folder is not given, absent or empty.
+            FileNotFoundError: the folder of the split is not given, does not exist or holds no image.
         """
         folder = self._folder(split)
-        return Files(folder.name, folder, find_images(folder))
+        return FileSource(folder.name, folder, find_images(folder))
 
-    def predict_dataloader(self) -> "Readable":
-        """The images to enlarge, one at a time, each once over ranks; keys are their names below the folder."""
+    def predict_dataloader(self) -> "PredictImages":
+        """The images to enlarge, one at a time, each on one rank; keys are their names below the folder."""
         path = self._folder("predict")
         files = find_images(path)
         root = path if path.is_dir() else path.parent
         jobs = list(zip(unique_stems(files, root), files, strict=True))
-        return Readable(jobs[self.place.rank :: self.place.ranks], self.failures)
+        return PredictImages(jobs[self.rank.index :: self.rank.world_size], self.failures)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """An image to enlarge becomes a batch without `hr`; others see `SRDataModule`."""
+        """Makes a batch without `hr` of an image to enlarge; other batches are those of `SRDataModule`."""
         if "predict" not in batch:
             return super().on_after_batch_transfer(batch, dataloader_idx)
         return self.assemble(from_uint8(batch["predict"]), batch["key"])
 
 
-class Readable:
-    """Decodes the files to enlarge one by one, in this process; those that cannot be read are named and listed."""
+class PredictImages:
+    """Decodes the files to enlarge one by one, in this process; unreadable ones are logged and added to `failures`."""
 
     def __init__(self, jobs: list[tuple[str, Path]], failures: list[tuple[Path, str]]) -> None:
         self.jobs, self.failures = jobs, failures

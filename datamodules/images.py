@@ -13,6 +13,10 @@ Pixels = NDArray[np.uint8]  # [H,W,3]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
+_SUFFIX_OF_FORMAT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # formats that every reader of shards decodes
+_ORIENTATION = 0x0112  # EXIF tag: values from 5 on swap width and height
+
+# what Pillow's plugins raise for a damaged file
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -31,7 +35,7 @@ class ImageError(Exception):
 
 
 def find_images(path: Path) -> list[Path]:
-    """The image files at or below `path`, sorted; hidden files and folders are passed over.
+    """The image files at or below `path`, sorted; hidden files and folders are skipped.
 
     Raises:
         FileNotFoundError: `path` does not exist or holds no image.
@@ -40,6 +44,7 @@ def find_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder of images")
+
     found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and _visible(file, path))
     if not found:
         raise FileNotFoundError(f"{path}: no image below this folder (looked for {', '.join(sorted(SUFFIXES))})")
@@ -61,7 +66,7 @@ def decode(source: bytes | Path, name: str) -> Pixels:
         name: what to call the image in messages.
 
     Raises:
-        ImageError: empty, truncated, not an image, or of a kind that has no clear 8-bit meaning.
+        ImageError: the image is empty, truncated, not an image, or of a kind that has no clear 8-bit meaning.
     """
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
@@ -74,8 +79,42 @@ def decode(source: bytes | Path, name: str) -> Pixels:
         raise ImageError(f"{name}: {_reason(error)}") from error
 
 
-def transparent(image: Image.Image) -> bool:
-    """Whether any pixel of `image` is less than opaque."""
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of a file as it will be decoded, read from its header.
+
+    Raises:
+        ImageError: the file is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return (image.height, image.width) if _is_turned(image) else (image.width, image.height)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: {'not an image' if path.stat().st_size else 'zero bytes'}") from error
+
+
+def storable_suffix(path: Path) -> str | None:
+    """The suffix under which the bytes of a file can go into a shard unchanged; None if they must be encoded anew.
+
+    The format counts, not the name of the file: PNG, JPEG and WebP without transparency are kept.
+    """
+    with Image.open(path) as image:
+        suffix = _SUFFIX_OF_FORMAT.get(image.format or "")
+        return None if suffix is None or _is_transparent(image) else suffix
+
+
+def stored_mode(source: bytes | Path) -> str:
+    """Pillow's mode of an image as stored, such as "RGB" or "RGBA with transparency"."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return f"{image.mode} with transparency" if _is_transparent(image) else image.mode
+
+
+def _is_turned(image: Image.Image) -> bool:
+    if image.format == "PNG" and "exif" not in image.info:
+        return False  # Pillow would decode the whole image to look for a later chunk
+    return bool(image.getexif().get(_ORIENTATION, 1) >= 5)
+
+
+def _is_transparent(image: Image.Image) -> bool:
     if not image.has_transparency_data:
         return False
     return image.convert("RGBA").getchannel("A").getextrema()[0] != 255
@@ -88,8 +127,9 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         raise ValueError("floating-point pixels have no fixed white; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):
         return _from_16_bit(image).convert("RGB")
-    if not transparent(image):
+    if not _is_transparent(image):
         return image.convert("RGB")
+
     _log.warning("%s: transparent parts are flattened on white", name)
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import skimage
-from PIL import Image
 
 from datamodules.base import SRDataModule
-from datamodules.packing import Packing, pack
-from datamodules.pieces import Piece, View, tiles
-from datamodules.remote import cache_folder
-from datamodules.shards import packed
-from datamodules.sources import Source
+from datamodules.images import image_size
+from datamodules.prepare.samples import PlannedImage, PlannedSample, tiles
+from datamodules.prepare.shard_writer import SplitSettings, write_split
+from datamodules.stream.remote import cache_folder
+from datamodules.stream.shards import open_split
+from datamodules.stream.sources import Source
 
 LICENCE = "each photograph's own: see the documentation of skimage.data"
 TRAIN = ("astronaut.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "motorcycle_right.png",
@@ -47,15 +47,16 @@ class Photos(SRDataModule):
         self.folder = base / f"{version('scikit-image')}-{tile_size}"
 
     def prepare_data(self) -> None:
-        """Writes the shards unless they are there."""
-        training = list(_training_pieces(self.tile_size))
-        whole = [Piece(Path(name).stem, View(bundled(name))) for name in VAL]
-        for split, pieces in (("train", training), ("val", whole)):
-            pack(pieces, self.folder, Packing("photos", split, per_shard=32, licence=LICENCE), overwrite=True)
+        """Writes the shards unless they exist."""
+        training = list(_training_tiles(self.tile_size))
+        whole = [PlannedSample(Path(name).stem, PlannedImage(bundled(name))) for name in VAL]
+        for split, samples in (("train", training), ("val", whole)):
+            settings = SplitSettings("photos", split, per_shard=32, licence=LICENCE)
+            write_split(samples, self.folder, settings, overwrite=True)
 
     def source(self, split: str) -> Source:
         """Tiles of the training photographs, or whole validation photographs."""
-        return packed(str(self.folder), "photos-train" if split == "train" else "photos-val")
+        return open_split(str(self.folder), "photos-train" if split == "train" else "photos-val")
 
 
 def bundled(name: str) -> Path:
@@ -63,11 +64,10 @@ def bundled(name: str) -> Path:
     return Path(skimage.__file__).parent / "data" / name
 
 
-def _training_pieces(tile: int) -> Iterator[Piece]:
+def _training_tiles(tile: int) -> Iterator[PlannedSample]:
     """Tiles at half steps; at whole steps in the two large photographs, which would outnumber the others."""
     for name in TRAIN:
-        with Image.open(bundled(name)) as image:
-            size = image.size
+        size = image_size(bundled(name))
         step = tile if min(size) >= 3 * tile else tile // 2
         for number, box in enumerate(tiles(*size, tile, step)):
-            yield Piece(f"{Path(name).stem}_{number:03d}", View(bundled(name), box))
+            yield PlannedSample(f"{Path(name).stem}_{number:03d}", PlannedImage(bundled(name), box))

@@ -1,4 +1,4 @@
-"""Pairs from real cameras: RealSR V3 and DRealSR. `python -m datamodules.realsr RAW OUT` packs either."""
+"""Pairs from real cameras: RealSR V3 and DRealSR."""
 
 import os
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from datamodules.images import find_images
-from datamodules.pack import command, plan
-from datamodules.packed import Packed
-from datamodules.packing import PackError, Packing, pack
+from datamodules.prepare.plan import plan
+from datamodules.prepare.shard_writer import PackError, SplitSettings, write_split
+from datamodules.shard_folder import ShardFolder
 
 _LICENCE = {
     "realsr": "RealSR: for academic research, https://github.com/csjcai/RealSR",
@@ -17,7 +17,7 @@ _LICENCE = {
 }
 
 
-class RealSR(Packed):
+class RealSR(ShardFolder):
     """RealSR, third version (Cai et al., ICCV 2019): Canon and Nikon, LR and HR of different sizes.
 
     Two protocols are in use. StableSR's family tests on the centre 128x128 of LR against 512x512 of HR (`val_crop:
@@ -29,7 +29,7 @@ class RealSR(Packed):
         options: those of `SRDataModule`.
     """
 
-    prepare = "python -m datamodules.realsr RAW {root} --name {family} --scale {scale}"
+    prepare = "lightning pack realsr RAW {root} --name {family} --scale {scale}"
     set: ClassVar[str] = "realsr"
 
     def __init__(self, root: str = "data/realsr", scale: int = 4, **options: Any) -> None:
@@ -79,16 +79,16 @@ def prepare(
     for split in splits:
         hr, lr = find(Path(raw), split, scale)
         cut = (crop, step) if split == "train" else (None, None)
-        packing = Packing(f"{name}_x{scale}", split, 256 if cut[0] else 32, _LICENCE[name])
-        pack(plan(hr, Path(raw), lr, *cut), Path(out), packing, workers=workers)
-        print(f"{packing.prefix}: {len(hr)} pairs in {out}")
+        settings = SplitSettings(f"{name}_x{scale}", split, 256 if cut[0] else 32, _LICENCE[name])
+        write_split(plan(hr, Path(raw), lr, *cut), Path(out), settings, workers=workers)
+        print(f"{settings.prefix}: {len(hr)} pairs in {out}")
 
 
 def realsr_pairs(raw: Path, split: str, scale: int) -> tuple[list[Path], list[Path]]:
     """HR and LR files of RealSR V3: {Canon,Nikon}/{Train,Test}/4/Canon_001_HR.png and Canon_001_LR4.png.
 
     Raises:
-        PackError: no such folder.
+        PackError: the folders do not exist or hold no image.
     """
     folders = [raw / camera / split.capitalize() / str(scale) for camera in ("Canon", "Nikon")]
     files = [file for folder in folders if folder.is_dir() for file in find_images(folder)]
@@ -102,13 +102,9 @@ def drealsr_pairs(raw: Path, split: str, scale: int) -> tuple[list[Path], list[P
     """HR and LR files of DRealSR: Test_x4/test_HR/Canon_10_x4.png and Test_x4/test_LR/Canon_10_x1.png.
 
     Raises:
-        PackError: no such folder.
+        PackError: the folders do not exist or hold no image.
     """
     folder = raw / f"{split.capitalize()}_x{scale}"
     if not folder.is_dir():
         raise PackError(f"{folder}: no such folder; RAW must hold Train_x{scale}/ and Test_x{scale}/ of DRealSR")
     return find_images(folder / f"{split}_HR"), find_images(folder / f"{split}_LR")
-
-
-if __name__ == "__main__":
-    command(prepare)

@@ -1,4 +1,4 @@
-"""Data for generators: no images, only keys that their noise is a function of."""
+"""Data for models that generate images from noise: no images, only keys that the noise is a function of."""
 
 from collections.abc import Iterator
 
@@ -9,17 +9,17 @@ from datamodules.batch import Batch
 
 
 class Seeds(LightningDataModule):
-    """Asks for images that nothing is known of, one for each seed; for `lightning predict`.
+    """Black images, one for each seed, for `lightning predict` of models that need no low-resolution image.
 
     Args:
-        count: Number of images.
-        first: First seed; images are named by their seeds.
-        size: Side of the images that are generated.
-        final: Side of the finished images, where a cascade enlarges what was generated; `size` by default.
-        batch_size: Images at a time.
+        count: number of images.
+        first: the first seed; images are named by their seeds.
+        size: side of the images that are generated.
+        final: side of the finished images, where a cascade enlarges what was generated; `size` by default.
+        batch_size: images at a time.
 
     Raises:
-        ValueError: `final` is no multiple of `size`.
+        ValueError: `final` is not a multiple of `size`.
     """
 
     def __init__(
@@ -28,18 +28,18 @@ class Seeds(LightningDataModule):
         super().__init__()
         self.final = size if final is None else final
         if self.final % size:
-            raise ValueError(f"final: {self.final} is no multiple of size: {size}; no cascade gets there")
+            raise ValueError(f"final: {self.final} is not a multiple of size: {size}; no cascade reaches it")
         self.count, self.first, self.size, self.batch_size = count, first, size, batch_size
 
-    def predict_dataloader(self) -> "Blanks":
-        """Black images under this process's share of the seeds."""
+    def predict_dataloader(self) -> "SeedBatches":
+        """Black images for this process's share of the seeds."""
         seeds = range(self.first, self.first + self.count)
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return Blanks(seeds[rank::ranks], self.size, self.final, self.batch_size)
+        return SeedBatches(seeds[rank::ranks], self.size, self.final, self.batch_size)
 
 
-class Blanks:
-    """Batches of images without content; keys are seeds of six digits."""
+class SeedBatches:
+    """Batches of black images; keys are seeds of six digits."""
 
     def __init__(self, seeds: range, size: int, final: int, batch_size: int) -> None:
         self.seeds, self.size, self.final, self.batch_size = seeds, size, final, batch_size

@@ -11,11 +11,10 @@ from lightning_modules.super_resolver import SuperResolver
 
 
 class AttentionMapper(SuperResolver):
-    """`lightning predict --config configs/attend.yaml --input LR_IMAGES --output MAPS` writes `MAPS/<key>.png`.
+    """`lightning predict --config configs/command/attend.yaml --input LR_IMAGES --output MAPS` writes `MAPS/<key>.png`.
 
     A map is normalised over its image, so that of a crop is not the crop of the image's. With
-    `--data.init_args.attention MAPS` a data module crops and mirrors the maps along with the images. They are stored
-    with 8 bits.
+    `attention: MAPS` a data module crops and mirrors the maps along with the images. They are stored with 8 bits.
 
     Args:
         attention: Module from `[B,3,h,w]` in [-1, 1] to a map in [0, 1].

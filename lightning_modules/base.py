@@ -1,4 +1,4 @@
-"""The diffusion trainer that the methods share."""
+"""The training and sampling that all diffusion methods share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,13 +34,13 @@ SURPRISING = 0.01  # share of the pixels that YODA left as they were, above whic
 
 @dataclass(frozen=True)
 class TrainingLosses:
-    """What one training batch leads to.
+    """The losses of one training batch, and the tensors that they were computed from.
 
     Attributes:
-        losses: Scalars by name, to be added up.
-        noised: The draw.
-        output: What the network wrote, `[B,C,h,w]`.
-        mask: Which pixels count, `[B,1,h,w]` in {0, 1}; None where all do.
+        losses: Scalars by name; their sum is minimized.
+        noised: The noisy states, their times and their noise.
+        output: The network's output, `[B,C,h,w]`.
+        mask: Pixels that enter the loss, `[B,1,h,w]` in {0, 1}; None if all do.
     """
 
     losses: dict[str, Tensor]
@@ -50,7 +50,7 @@ class TrainingLosses:
 
 
 class DiffusionModule(SuperResolver):
-    """The shared diffusion trainer.
+    """Base class of all diffusion methods: training losses, sampling and the optimizer.
 
     A method overrides at most these hooks: `condition`, `null_condition`, `start_image`, `decode`, `losses` and
     Lightning's `setup`, which loads what is needed before training.
@@ -65,17 +65,18 @@ class DiffusionModule(SuperResolver):
         sampler: Draws images in validation, test and prediction.
         condition_on: The image that the network is shown beside the state: `up`, the enlarged low-resolution image;
             `lr`, as it came, for a network that brings it to the size of the state; or `none`.
-        region: Restricts diffusion to regions.
+        region: YODA: which pixels diffuse at which times; None: all pixels always diffuse.
         guidance: Corrections of the estimate when sampling; the first is innermost.
-        norm: Of the difference between output and target.
+        norm: Norm of the difference between the network's output and its target in the loss.
         optimizer: From trainable parameters to an optimizer.
         lr_scheduler: From an optimizer to a scheduler, stepped each training step.
         channels_last: Keep convolutions in the memory format that CPUs and GPUs run fastest.
         compile: Compile the network with torch.compile.
-        draws: Images drawn of each in prediction; of several, their mean and standard deviation are written.
+        draws: Number of images sampled for each input in prediction. With more than one, their mean and standard
+            deviation are written.
         tile: When sampling, the network is evaluated on overlapping tiles of this many pixels of the enlarged image a
             side, which bounds its memory; the result differs slightly. None: on the whole image.
-        overlap: Of the tiles, in pixels of the enlarged image.
+        overlap: Overlap of neighbouring tiles, in pixels of the enlarged image.
 
     Raises:
         ValueError: `draws` is below 1, tiles do not fit the network, network and parameterization disagree on what
@@ -160,7 +161,7 @@ class DiffusionModule(SuperResolver):
         return None
 
     def losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
-        """Further scalars that are added to the diffusion loss, and logged, by name."""
+        """Scalars by name that are added to the diffusion loss and logged; none by default."""
         return {}
 
     def decode(self, state: Tensor, batch: Batch) -> Tensor:
@@ -175,7 +176,7 @@ class DiffusionModule(SuperResolver):
         return {**batch, "start": start}, self.space.encode(start, batch["up"])
 
     def noised(self, batch: Batch, anchor: Tensor) -> Noised:
-        """One training draw for each image of the batch."""
+        """A noisy state of each image of the batch, at a random time."""
         x0 = self.space.encode_target(batch["hr"], batch["up"])
         t = self.process.sample_t(x0.shape[0])
         noise = self.process.noise(x0)
@@ -183,7 +184,7 @@ class DiffusionModule(SuperResolver):
         return Noised(x_t=x_t, x0=x0, anchor=anchor, noise=noise, t=t)
 
     def training_losses(self, batch: Batch) -> TrainingLosses:
-        """Draws, predicts, and compares with the target; where a region is set, on its pixels alone."""
+        """Noises the targets, evaluates the network and computes all losses; with a region on its pixels only."""
         batch, anchor = self.anchored(batch)
         noised = self.noised(batch, anchor)
         shown, mask = noised.x_t, None
@@ -221,30 +222,30 @@ class DiffusionModule(SuperResolver):
 
     @property
     def chooses_condition(self) -> bool:
-        """Whether the method says in code what its network is shown."""
+        """Whether the method overrides `condition`, so that `condition_on` has no effect."""
         return type(self).condition is not DiffusionModule.condition
 
     @property
     def generates(self) -> bool:
-        """Whether images come from noise alone, whatever the low-resolution image."""
+        """Whether the model is unconditional: neither network nor process depends on the low-resolution image."""
         return self.condition_on == "none" and not self.chooses_condition and not self.process.anchored
 
     @property
     def stride(self) -> int:
-        """Images are padded to multiples of it."""
+        """Number of pixels that the padded height and width of an image are multiples of."""
         return cast(int, self.network.stride) * self.space.factor
 
     @property
     def smallest(self) -> int:
-        """The network's stride, also where a latent space asks for more: small images are padded to that."""
+        """The network's stride in pixels; smaller than `stride` in a latent space, where small images are padded."""
         return cast(int, self.network.stride)
 
     def protocol(self) -> str:
-        """The sampler's name, and what the method adds."""
+        """The sampler's name and the suffixes of the method, such as "relayheun-7-below-0.9+back-projection"."""
         return "+".join([self.sampler.name(self.process), *self.protocol_suffixes])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """As every method's; says beforehand of a large image what bounds the memory that it takes."""
+        """See `SuperResolver.predict_step`; warns before a large image, and recommends tiles."""
         height, width = batch["up"].shape[-2:]
         if self.tiles is None and height * width > LARGE:
             warn(
@@ -255,12 +256,12 @@ class DiffusionModule(SuperResolver):
         return super().predict_step(batch, batch_idx)
 
     def denoiser(self, condition: Mapping[str, Tensor], anchor: Tensor, **fields: Any) -> Denoiser:
-        """The network on one batch, as in training: the whole state at once, without guidance or bound.
+        """The denoiser of one batch, as training uses it: without tiles, guidance or bound.
 
         Args:
-            condition: What the network is shown.
+            condition: What the network is conditioned on, by name.
             anchor: The start image as a state, `[B,C,h,w]`.
-            **fields: Others of `Denoiser`.
+            **fields: Other fields of `Denoiser`.
         """
         return Denoiser(
             network=self.network,
@@ -368,10 +369,10 @@ class DiffusionModule(SuperResolver):
 
 
 def check_label(network: nn.Module, parameterization: Parameterization) -> None:
-    """Refuses a parameterization that tells the time otherwise than the network was built for.
+    """Checks that the parameterization gives the noise label that the network was built for.
 
     Raises:
-        ValueError: they disagree.
+        ValueError: `label` and `conditioning` differ.
     """
     expected, label = getattr(network, "conditioning", None), getattr(parameterization, "label", None)
     if expected is not None and label != expected:
@@ -389,6 +390,6 @@ def configure(
 
 
 def in_memory_format(module: Module, memory_format: torch.memory_format) -> Module:
-    """The module itself, the weights of its convolutions in a memory format."""
+    """The same module, with the weights of its convolutions converted to a memory format."""
     # The stub of Module.to lacks the overload that takes a memory format alone.
     return cast(Module, module.to(memory_format=memory_format))  # type: ignore[call-overload]

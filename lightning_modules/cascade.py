@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from datamodules.batch import Batch, make_batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import CheckpointError, data_config, load_method, read_checkpoint
+from lightning_modules.checkpoint import CheckpointError, data_config, read_checkpoint
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.super_resolver import SuperResolver
 
@@ -32,7 +33,7 @@ class Cascade(SuperResolver):
     def __init__(self, stages: list[str], generate: bool = False, samplers: list[Sampler | None] | None = None) -> None:
         super().__init__()
         if not stages:
-            raise ValueError("a cascade needs checkpoints: --model.init_args.stages '[FIRST.ckpt, SECOND.ckpt]'")
+            raise ValueError("stages: a cascade needs checkpoints, such as '[FIRST.ckpt, SECOND.ckpt]'")
         self.samplers = samplers or [None] * len(stages)
         if len(self.samplers) != len(stages):
             raise ValueError(f"samplers: {len(self.samplers)} for {len(stages)} stages; give one, or null, for each")
@@ -40,7 +41,7 @@ class Cascade(SuperResolver):
         self.data = [data_config(read_checkpoint(path)) for path in stages]
         for path, data in zip(stages, self.data, strict=True):
             if "scale" not in data:
-                raise CheckpointError(f"{path}: does not say what scale it was trained for, and cannot be a stage")
+                raise CheckpointError(f"stages: {path} does not say what scale it was trained for")
         for index, (path, stage) in enumerate(zip(stages, self.stages, strict=True)):
             _check_generator(path, stage, wanted=generate and index == 0)
         self.generate = generate
@@ -61,10 +62,10 @@ class Cascade(SuperResolver):
         asked = batch["up"].shape[-1] // batch["lr"].shape[-1]
         if prod(scales) != asked:
             factors, side = " ".join(f"x{scale}" for scale in scales), batch["lr"].shape[-1]
-            option = f"final {side * prod(scales)}" if self.generate else f"scale {prod(scales)}"
+            setting = f"final: {side * prod(scales)}" if self.generate else f"scale: {prod(scales)}"
             raise ValueError(
                 f"the stages enlarge by {factors}, x{prod(scales)} in all, but the data is configured for x{asked}: "
-                f"set --data.init_args.{option}"
+                f"set the data's `{setting}`"
             )
         samplers = [*self.samplers[:-1], sampler or self.samplers[-1]]
         image = (batch["lr"] + 1) / 2
@@ -91,11 +92,11 @@ def _check_generator(path: str, stage: nn.Module, wanted: bool) -> None:
     generates = isinstance(stage, DiffusionModule) and stage.generates
     if generates and not wanted:
         raise ValueError(
-            f"{path}: generates images and ignores those it is given (EDM with condition_on: none); it can only be the "
-            "first stage, with --model.init_args.generate true"
+            f"stages: {path} generates images and ignores those it is given (EDM with condition_on: none); it can only "
+            "be the first stage, with `generate: true`"
         )
     if wanted and not generates:
         raise ValueError(
-            f"{path}: is no generator (EDM with condition_on: none), but configs/generate.yaml begins with one; to "
-            "enlarge images use configs/cascade.yaml"
+            f"stages: {path} is no generator (EDM with condition_on: none), but configs/command/generate.yaml begins "
+            "with one; to enlarge images use configs/command/cascade.yaml"
         )

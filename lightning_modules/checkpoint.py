@@ -1,9 +1,8 @@
-"""Checkpoints in and out: our own, and those that papers published."""
+"""Checkpoints as files: reading our own and published ones, writing, finding the newest of a run."""
 
-import argparse
 import contextlib
+import os
 import pickle
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 
 import lightning
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
+from lightning_modules.published.basicsr_names import rrdb
 from lightning_modules.super_resolver import SuperResolver
 
 
-class CheckpointError(Exception):
+class CheckpointError(ValueError):
     """A file that cannot be used as what it was given for; the message names the file and the way out."""
 
 
@@ -31,8 +30,13 @@ def asking_for(what: str, option: str) -> Iterator[None]:
         raise CheckpointError(f"{error}; give {what} as {option}") from error
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
     """Reads a `.ckpt`, `.pth` or `.safetensors` file without executing anything stored in it.
+
+    Args:
+        path: The file.
+        weights: False leaves the tensors in the file, from which they are read when they are used: for one who only
+            wants to know what the checkpoint says of itself.
 
     Raises:
         CheckpointError: the file is absent, damaged, or holds more than tensors and plain values.
@@ -43,7 +47,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        lazily = not weights and zipfile.is_zipfile(path)  # older files cannot be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path) or _first_byte(path) == b"\x80":  # a pickle, new or old form
             raise CheckpointError(
@@ -91,7 +96,7 @@ def model_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, A
     if class_path is None or "state_dict" not in checkpoint:
         raise CheckpointError(
             f"{path}: was not written by a training run of this project; weights that a paper published are converted "
-            "first: python -m lightning_modules.checkpoint --help"
+            "first: lightning import --help"
         )
     return {"class_path": class_path, "init_args": _without_private(hparams)}
 
@@ -103,53 +108,6 @@ def data_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_private(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if not key.startswith("_")}
-
-
-def build(config: Mapping[str, Any], source: str | Path) -> SuperResolver:
-    """The method that `{"class_path": ..., "init_args": ...}` describes, with fresh weights.
-
-    Raises:
-        CheckpointError: the description does not fit the installed classes.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(SuperResolver, "model")
-    try:
-        parsed = parser.parse_object({"model": dict(config)})
-        with warnings.catch_warnings():  # of modules among the hyper-parameters: what is rebuilt stores none
-            warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")
-            model: SuperResolver = parser.instantiate_classes(parsed).model
-    except (argparse.ArgumentError, TypeError, ValueError) as error:
-        said = str(said_by_constructor(error))
-        said = said.partition("Errors:")[2].partition("- Expected a <class 'NoneType'>")[0] or said  # of jsonargparse
-        reason = shorten(said, 500, placeholder=" ...")
-        raise CheckpointError(f"{source}: describes a model that cannot be built here: {reason}") from error
-    return model
-
-
-def said_by_constructor(error: Exception) -> Exception:
-    """What a constructor raised, where jsonargparse reports it as a value that matches no type."""
-    cause = error.__cause__
-    if isinstance(cause, Exception) and str(error).startswith("Does not validate against any of the Union subtypes"):
-        return said_by_constructor(cause)
-    return error
-
-
-def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperResolver:
-    """The trained method of a checkpoint, in eval mode, ready for `super_resolve`.
-
-    The one way to load a method without the command line: `load_from_checkpoint`, called on a base class, builds the
-    base class.
-
-    Raises:
-        CheckpointError: the file is absent, damaged, unsafe, of another project, or its weights do not fit.
-    """
-    checkpoint = read_checkpoint(path)
-    model = build(model_config(checkpoint, path), path)
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    return model.eval().to(device)
 
 
 def published_state(path: str | Path) -> dict[str, Tensor]:
@@ -169,19 +127,6 @@ def published_state(path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def import_published(model: SuperResolver, path: str | Path) -> None:
-    """Loads published weights into `model`; every tensor is used once and none is left at its initial value.
-
-    Raises:
-        CheckpointError: the file does not fit the model's configuration; the first differing keys are named.
-    """
-    state = published_state(path)
-    try:
-        model.load_state_dict(model.adapt_published(state))
-    except (ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
 def load_network(network: nn.Module, path: str | Path) -> None:
     """Loads a pretrained part: the `network` of one of our checkpoints, or the bare state dict of a published one.
 
@@ -190,16 +135,16 @@ def load_network(network: nn.Module, path: str | Path) -> None:
     """
     content = read_checkpoint(path)
     ours = "_class_path" in content.get("hyper_parameters", {})
-    state = rename_prefixes(content["state_dict"], {"network.": ""}) if ours else published_state(path)
+    state = rename_prefixes(content["state_dict"], {"network.": ""}) if ours else rrdb(published_state(path))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path}: does not fit {type(network).__name__} as configured: {misfit(error)}"
+            f"{path}: does not fit {type(network).__name__} as configured: {first_mismatches(error)}"
         ) from error
 
 
-def misfit(error: RuntimeError) -> str:
+def first_mismatches(error: RuntimeError) -> str:
     """The beginning of what `load_state_dict` found wrong, which may be hundreds of keys."""
     return "; ".join(shorten(line, 160, placeholder=" ...") for line in str(error).splitlines()[1:3])
 
@@ -213,30 +158,12 @@ def rename_prefixes(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) ->
     return renamed
 
 
-def main() -> None:
-    """`python -m lightning_modules.checkpoint FILE --config configs/x.yaml --out x.ckpt`: converts a published file."""
-    from lightning_modules.cli import ConfigError, configured_model  # the command line needs this module, too
-
-    parser = argparse.ArgumentParser(description="Converts weights that a paper published into a checkpoint.")
-    parser.add_argument("file", help="the published .pth, .ckpt or .safetensors file")
-    parser.add_argument("--config", required=True, help="the experiment whose model the weights belong to")
-    parser.add_argument("--out", required=True, help="where to write the checkpoint")
-    arguments = parser.parse_args()
-    try:
-        model, config = configured_model(arguments.config)
-        import_published(model, arguments.file)
-    except (CheckpointError, ConfigError) as error:
-        parser.exit(1, f"error: {error}\n")
-    write_checkpoint(model, config, arguments.out)
-    print(f"{arguments.out}: {sum(value.numel() for value in model.state_dict().values()):,} numbers")
-
-
 def write_checkpoint(model: SuperResolver, config: Mapping[str, Any], path: str | Path) -> None:
     """A checkpoint of weights alone, from which `load_method` and `lightning predict` rebuild the model.
 
     Args:
         model: The method.
-        config: `{"model": {"class_path", "init_args"}, "data": ...}` as `cli.configured_model` gives it.
+        config: `{"model": {"class_path", "init_args"}, "data": ...}` as `config.configured_model` gives it.
         path: Where to write.
     """
     frozen, data = model.frozen_keys(), config.get("data") or {}
@@ -250,5 +177,38 @@ def write_checkpoint(model: SuperResolver, config: Mapping[str, Any], path: str 
     torch.save(content, path)
 
 
-if __name__ == "__main__":
-    main()
+def newest(root: Path, kind: str) -> Path:
+    """The newest run's last or best checkpoint.
+
+    Args:
+        root: Folder of an experiment, whose runs are its subfolders.
+        kind: "last" for the newest `last.ckpt`, "best" for the one that the newest run's monitored metric prefers.
+
+    Raises:
+        CheckpointError: there is none, or the run monitored nothing.
+    """
+    found = [path for pattern in ("checkpoints", "*/checkpoints") for path in root.glob(f"{pattern}/*.ckpt")]
+    runs = {path.parent.resolve() for path in found}  # `last` is another name of one of them
+    last = [path for run in runs for path in run.glob("last*.ckpt")]
+    if not last:
+        raise CheckpointError(f"{root}: no run there has a checkpoints/last.ckpt; name the experiment or a file")
+    path = max(last, key=lambda file: file.stat().st_mtime)
+    if kind == "best":
+        path = _best(path)
+    return Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
+
+
+def _best(last: Path) -> Path:
+    """The checkpoint that `last` names as the best of its run."""
+    callbacks = read_checkpoint(last, weights=False).get("callbacks", {})
+    named = [state["best_model_path"] for state in callbacks.values() if state.get("monitor")]
+    if not named or not named[0]:
+        raise CheckpointError(
+            f"{last}: the run monitored no metric that would tell its best checkpoint; train with "
+            "--trainer.callbacks+ ModelCheckpoint --trainer.callbacks.init_args.monitor val/psnr_y "
+            "--trainer.callbacks.init_args.mode max, or name a file"
+        )
+    best = last.parent / Path(named[0]).name  # the run's folder may have moved
+    if not best.is_file():
+        raise CheckpointError(f"{best}: is the best checkpoint of its run, but no longer there")
+    return best

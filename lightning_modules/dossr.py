@@ -1,4 +1,4 @@
-"""DoSSR: diffusion that begins at the degraded image, and solvers of few steps for it (arXiv:2409.17778)."""
+"""DoSSR: diffusion whose mean shifts from the clean to the degraded image, where sampling starts (arXiv:2409.17778)."""
 
 from typing import Any
 
@@ -18,28 +18,28 @@ RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases"
 
 
 class DoSSR(DiffusionModule):
-    """DoSSR on pixels: the process starts from the enlarged image, which the network is shown throughout."""
+    """DoSSR on pixels: sampling starts from the noised enlarged image, on which the network is also conditioned."""
 
 
 class DoSSRStableDiffusion(DiffusionModule):
-    """DoSSR as published: Stable Diffusion 2.1 under a ControlNet, from an image that a frozen restorer enlarged.
+    """DoSSR as published: Stable Diffusion 2.1 with a ControlNet, starting from the image of a frozen restorer.
 
-    The ControlNet alone is trained and stored. The latent of the restored image is both where the process starts and
-    what the ControlNet is shown.
+    Only the ControlNet is trained and stored in checkpoints. The latent of the restored image is both the anchor of the
+    process and the input of the ControlNet.
 
-    Where we depart from the public code: the restored image is clamped in training as it is in inference; the state
-    that sampling starts from is the mode of the posterior, as in training; the restorer sees the low-resolution image
-    as the data gives it, where the code enlarges it to the target's size and shrinks it again.
+    Differences from the public code: the restored image is clamped in training as it is in inference; the anchor is
+    the mode of the autoencoder's posterior in sampling as in training; the restorer reads the low-resolution image as
+    the data gives it, where the code enlarges it to the target's size and shrinks it again.
 
     Args:
-        restorer: Of the data's scale.
+        restorer: The network that enlarges the low-resolution image, by the scale of the data.
         restorer_weights: RealESRNet's public file, a checkpoint of an `RRDBRegressor`, or another RRDB file.
-        color_fix: Takes the colours of the restored image over to the result, see `fix_color`.
+        color_fix: How the colours of the restored image are transferred to the result, see `fix_color`.
         **diffusion: See `DiffusionModule`.
 
     Raises:
-        CheckpointError: the restorer's weights are absent or do not fit.
-        ValueError: the base writes something else than noise.
+        CheckpointError: the restorer's weights are missing or do not fit.
+        ValueError: the Stable Diffusion weights predict something other than noise.
     """
 
     network: ControlledUNet
@@ -58,10 +58,10 @@ class DoSSRStableDiffusion(DiffusionModule):
 
     @torch.no_grad()
     def start_image(self, batch: Batch) -> Tensor:
-        """The restored image.
+        """The restored image, `[B,3,H,W]`.
 
         Raises:
-            ValueError: the restorer enlarges by another factor than the data.
+            ValueError: the restorer's scale is not the data's.
         """
         image: Tensor = self.restorer(batch["lr"]).float()
         if image.shape != batch["up"].shape:
@@ -73,27 +73,29 @@ class DoSSRStableDiffusion(DiffusionModule):
 
     def condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
         """`{hint: [B,4,h,w], text: [B,tokens,D]}`; the prompt is empty in training, as published."""
-        return shown(anchor, self.network.empty_text if self.training else self.network.text)
+        return conditions(anchor, self.network.empty_text if self.training else self.network.text)
 
     def null_condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
-        """The same hint, and the empty prompt."""
-        return shown(anchor, self.network.empty_text)
+        """The same hint with the empty prompt."""
+        return conditions(anchor, self.network.empty_text)
 
     def decode(self, state: Tensor, batch: Batch) -> Tensor:
-        """The decoded image with the colours of the restored one."""
+        """The decoded image `[B,3,H,W]` with the colours of the restored image."""
         return fix_color(super().decode(state, batch), reference=batch["start"], method=self.color_fix)
 
 
-def shown(hint: Tensor, text: Tensor) -> dict[str, Tensor]:
-    """The latent that the ControlNet reads and the prompt's embedding, one for each image."""
+def conditions(hint: Tensor, text: Tensor) -> dict[str, Tensor]:
+    """The ControlNet's latent `[B,4,h,w]`, and the prompt's embedding `[1,tokens,D]` repeated for each image."""
     return {"hint": hint, "text": text.expand(hint.shape[0], -1, -1)}
 
 
 def check_predicts_noise(weights: str) -> None:
-    """Looks into the scheduler beside a base's weights, where there is one.
+    """Reads the prediction type in the scheduler's configuration, where the folder of the weights has one.
+
+    Nothing else tells Stable Diffusion 2.1 for 768 px, which predicts velocities, from 2.1-base: the layers are equal.
 
     Raises:
-        ValueError: the base writes velocities, as Stable Diffusion 2.1 for 768 px does; its layers are 2.1-base's.
+        ValueError: the prediction type is not `epsilon`.
     """
     from diffusers import DDIMScheduler  # takes seconds
 
@@ -101,9 +103,10 @@ def check_predicts_noise(weights: str) -> None:
         scheduler: Any = DDIMScheduler.load_config(weights, subfolder="scheduler")
     except OSError:
         return
-    written = scheduler.get("prediction_type", "epsilon")
-    if written != "epsilon":
+
+    predicted = scheduler.get("prediction_type", "epsilon")
+    if predicted != "epsilon":
         raise ValueError(
-            f"{weights}/scheduler: this base writes {written}, where DoSSR needs one that writes noise, epsilon, as "
-            f"stable-diffusion-2-1-base does: give that as {OPTION}"
+            f"{weights}/scheduler: the prediction_type of these weights is {predicted}, but DoSSR needs weights that "
+            f"predict noise (epsilon), such as stable-diffusion-2-1-base: give those as {OPTION}"
         )

@@ -1,4 +1,4 @@
-"""Relay Diffusion: diffusion that goes on from the low-resolution image (arXiv:2309.03350)."""
+"""Relay Diffusion: sampling continues from the low-resolution image instead of pure noise (arXiv:2309.03350)."""
 
 from typing import Any, Literal
 from warnings import warn
@@ -10,19 +10,19 @@ from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
 from lightning_modules.diffusion.relay import RelayProcess
 
-ROUNDING = 0.5  # grey levels, the most that 8 bits take from an average
+MAX_ROUNDING_ERROR = 0.5  # grey levels: rounding an average to 8 bits changes it by at most this much
 
 
 class Relay(DiffusionModule):
-    """Continues the diffusion from the low-resolution image, whose repeated pixels are where the blur ends.
+    """Starts sampling from the low-resolution image with every pixel repeated, which is the end point of the blur.
 
-    The image must be the average of each patch (`datamodules.degradations.area.Area`); other kinds of shrinking leave a
-    mismatch at the start, and a warning is given. What ties the result to it is the noise level that sampling starts
-    from, and with `condition_on: up` the network's own view of it.
+    The low-resolution image must be the average of each patch (`datamodules.degradations.area.Area`). Other kinds of
+    downscaling leave a mismatch at the start, and a warning is given. The result stays close to the low-resolution
+    image because sampling starts at a moderate noise level; with `condition_on: up` the network reads the image, too.
 
     Args:
-        condition_on: See `DiffusionModule`; the paper's second stage is shown nothing.
-        back_projection: Give every patch of the result the average that the low-resolution image prescribes.
+        condition_on: See `DiffusionModule`; `none` is the paper's second stage.
+        back_projection: Shift every patch of the result to the average that the low-resolution image prescribes.
         **diffusion: See `DiffusionModule`.
     """
 
@@ -35,13 +35,13 @@ class Relay(DiffusionModule):
         self.back_projection = back_projection
         if back_projection:
             self.protocol_suffixes.append("back-projection")
-        self._compared = False  # the low-resolution images with the averages of the first targets seen
+        self._averages_checked = False
 
     def start_image(self, batch: Batch) -> Tensor:
-        """The low-resolution image with every pixel repeated over a patch.
+        """The low-resolution image with every pixel repeated over a patch, `[B,3,H,W]`.
 
         Raises:
-            ValueError: the low-resolution image is not smaller by the patch's side.
+            ValueError: the scale of the data is not the side of a patch.
         """
         patch, small, large = self.process.patch, batch["lr"].shape[-2:], batch["up"].shape[-2:]
         if tuple(side * patch for side in small) != tuple(large):
@@ -50,16 +50,18 @@ class Relay(DiffusionModule):
                 f"{large[0]}x{large[1]}, but patches of {patch}x{patch} relay from an image {patch} times smaller; "
                 "give the data's scale and the process's patch the same value"
             )
-        self._compare_averages(batch)
+        self._check_averages(batch)
         return interpolate(batch["lr"], scale_factor=float(patch), mode="nearest")
 
-    def _compare_averages(self, batch: Batch) -> None:
-        """Warns once of data whose low-resolution images are no averages."""
-        if self._compared or "hr" not in batch or batch["hr"].shape != batch["up"].shape:  # padded, when enlarging
+    def _check_averages(self, batch: Batch) -> None:
+        """Warns, once, if the low-resolution images are not patch averages of their targets."""
+        # When images are enlarged, `up` may be padded and cannot be compared with the target.
+        if self._averages_checked or "hr" not in batch or batch["hr"].shape != batch["up"].shape:
             return
-        self._compared = True
+        self._averages_checked = True
+
         difference = 127.5 * float((batch["lr"] - avg_pool2d(batch["hr"], self.process.patch)).abs().mean())
-        if difference > ROUNDING:
+        if difference > MAX_ROUNDING_ERROR:
             patch = f"{self.process.patch}x{self.process.patch}"
             warn(
                 f"the low-resolution images differ by {difference:.1f} of 255 grey levels from the averages of {patch} "
@@ -69,9 +71,9 @@ class Relay(DiffusionModule):
             )
 
     def decode(self, state: Tensor, batch: Batch) -> Tensor:
-        """The image of a state; with `back_projection` its patches get the prescribed averages."""
+        """The image `[B,3,H,W]` of a state; with `back_projection` its patches have the prescribed averages."""
         sr = super().decode(state, batch)
         if not self.back_projection:
             return sr
-        missing = batch["lr"] - avg_pool2d(sr, self.process.patch)
-        return sr + interpolate(missing, scale_factor=float(self.process.patch), mode="nearest")
+        error = batch["lr"] - avg_pool2d(sr, self.process.patch)
+        return sr + interpolate(error, scale_factor=float(self.process.patch), mode="nearest")

@@ -1,9 +1,9 @@
-"""`python -m lightning_modules.replay RUN/nan/step-<n>-rank-<r>.json`: repeats a step whose loss was no number."""
+"""`lightning replay RUN/nan/step-<n>-rank-<r>.json`: repeats a training step whose loss was NaN or infinite."""
 
 import argparse
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError, read_checkpoint
-from lightning_modules.cli import ConfigError, configured_model
+from lightning_modules.config import configured_model
 
 
 def replay(path: Path, device: str = "cpu") -> list[str]:
@@ -24,7 +24,7 @@ def replay(path: Path, device: str = "cpu") -> list[str]:
         device: Where to compute. Another kind than the record's draws other noise and rounds differently.
 
     Returns:
-        What was found, one line each: weights that are no numbers, the loss, and the first module whose output is none.
+        What was found, one line each: weights that are NaN or infinite, the loss, the first module with such an output.
 
     Raises:
         CheckpointError: a file is absent, damaged or of another model, or the method's steps cannot be repeated.
@@ -45,7 +45,7 @@ def replay(path: Path, device: str = "cpu") -> list[str]:
     with _first_non_finite(model) as found, precision, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are trying to `self.log")  # there is no trainer
         outputs: Any = model.training_step(batch, 0)
-    broken = [f"weights: {name} is no number" for name, value in state.items() if not value.isfinite().all()]
+    broken = [f"weights: {name} is NaN or infinite" for name, value in state.items() if not value.isfinite().all()]
     times = "the times of the record" if outputs["t"].tolist() == record["t"] else "other times than the record's"
     was = f"was {record['loss']} on {record['device']} in {record['precision']}"
     return [*broken[:6], f"loss: {float(outputs['loss'].detach())}, {was}; {times}", *found]
@@ -69,7 +69,7 @@ def _first_non_finite(model: nn.Module) -> Iterator[list[str]]:
         if found or not isinstance(output, Tensor) or output.isfinite().all():
             return
         sizes = [f"{float(value.detach().abs().max()):.3g}" for value in inputs if isinstance(value, Tensor)]
-        found.append(f"first output that is no number: {name}, of inputs up to {', '.join(sizes)}")
+        found.append(f"first output that is NaN or infinite: {name}, of inputs up to {', '.join(sizes)}")
 
     hooks = [
         module.register_forward_hook(lambda _, inputs, output, name=name: look(name, inputs, output))
@@ -82,17 +82,10 @@ def _first_non_finite(model: nn.Module) -> Iterator[list[str]]:
             hook.remove()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints what a repeated step shows."""
-    parser = argparse.ArgumentParser(description="Repeats a training step whose loss was no number.")
+    parser = argparse.ArgumentParser("lightning replay", description="Repeats a training step whose loss was NaN.")
     parser.add_argument("record", type=Path, help="RUN/nan/step-<n>-rank-<r>.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
-    try:
-        print("\n".join(replay(arguments.record, arguments.device)))
-    except (CheckpointError, ConfigError) as error:
-        parser.exit(1, f"error: {error}\n")
-
-
-if __name__ == "__main__":
-    main()
+    options = parser.parse_args(arguments)
+    print("\n".join(replay(options.record, options.device)))

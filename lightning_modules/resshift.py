@@ -1,4 +1,4 @@
-"""ResShift: a short chain of residual shifts, trained from scratch (arXiv:2307.12348, journal arXiv:2403.07319)."""
+"""ResShift: a short Markov chain from the degraded to the clean image (arXiv:2307.12348, journal arXiv:2403.07319)."""
 
 from typing import Any
 
@@ -7,15 +7,16 @@ from torch import Tensor, nn
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
 from lightning_modules.diffusion.parameterization import Noised
-from lightning_modules.metrics.lpips import lpips
+from lightning_modules.metrics.lpips import LPIPS
+from lightning_modules.metrics.weights import WeightsError
 
 
 class ResShift(DiffusionModule):
-    """Shows the network the low-resolution image: in latents as it came (`condition_on: lr`), in pixels enlarged.
+    """Conditions the network on the low-resolution image: as it is in latents (`condition_on: lr`), enlarged in pixels.
 
     Args:
-        perceptual_weight: Weight of an LPIPS term (VGG) between the decoded estimate and the target, as in the journal
-            version, which takes 1; 0 leaves it out.
+        perceptual_weight: Weight of LPIPS (VGG) between the decoded estimate and the target, as in the journal
+            version, where it is 1; 0 leaves the term out.
         **diffusion: See `DiffusionModule`.
     """
 
@@ -29,12 +30,15 @@ class ResShift(DiffusionModule):
         """Loads LPIPS where training needs it.
 
         Raises:
-            ModuleNotFoundError: torchvision is not installed.
-            FileNotFoundError: VGG-16's weights are not on this machine.
+            WeightsError: VGG-16's weights are missing.
         """
         if stage == "fit" and self.perceptual_weight > 0:
-            metric = lpips("vgg", otherwise="train without it: --model.init_args.perceptual_weight 0")
-            self.perceptual = metric.net.requires_grad_(False)
+            perceptual = LPIPS("vgg")
+            try:
+                perceptual.load()
+            except WeightsError as error:
+                raise WeightsError(f"{error}; or train without it: --model.init_args.perceptual_weight 0") from error
+            self.perceptual = perceptual
 
     def losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
         """The weighted LPIPS term; its gradient passes the frozen decoder."""
@@ -42,4 +46,5 @@ class ResShift(DiffusionModule):
             return {}
         x0 = self.parameterization.x0(self.process, output, x_t=noised.x_t, anchor=noised.anchor, t=noised.t)
         image = self.space.decode(x0, batch["up"]).clamp(-1, 1)
-        return {"lpips": self.perceptual_weight * self.perceptual(image, batch["hr"]).mean()}
+        distance = self.perceptual((image + 1) / 2, (batch["hr"] + 1) / 2)
+        return {"lpips": self.perceptual_weight * distance.mean()}

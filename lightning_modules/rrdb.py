@@ -1,4 +1,4 @@
-"""The RRDB network as a method of its own: an L1 super-resolver, and the pretraining of SRDiff's encoder."""
+"""The RRDB network trained with an L1 loss: a super-resolver by itself, and the pretraining of SRDiff's encoder."""
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -14,7 +14,7 @@ from lightning_modules.super_resolver import SuperResolver
 
 
 class RRDBRegressor(SuperResolver):
-    """Regresses the target from the low-resolution image (section 3.3 of SRDiff, arXiv:2104.14951).
+    """Regresses the target from the low-resolution image with an L1 loss (Section 3.3 of SRDiff, arXiv:2104.14951).
 
     Args:
         network: The RRDB network.
@@ -40,12 +40,12 @@ class RRDBRegressor(SuperResolver):
         return loss
 
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
-        """The network's image; there is nothing to sample."""
+        """The network's image `[B,3,H,W]`; `sampler` is not used."""
         image: Tensor = self.network(batch["lr"])
         return image
 
     def protocol(self) -> str:
-        """One evaluation."""
+        """Returns "regression": one evaluation of the network, nothing is sampled."""
         return "regression"
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

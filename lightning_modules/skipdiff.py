@@ -1,4 +1,4 @@
-"""SkipDiff: a policy, trained by reinforcement, skips sampling steps of a trained method (AAAI 2024, paper 28195)."""
+"""SkipDiff: a policy trained by reinforcement learning skips sampling steps of a trained method (AAAI 2024, 28195)."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import asking_for, load_method
+from lightning_modules.checkpoint import asking_for
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.skipping.policy import SkipPolicy
 from lightning_modules.skipping.ppo import Evaluation, Loss, Objective
@@ -21,42 +22,44 @@ from lightning_modules.skipping.sampler import PolicyDecider, Skip, SkipSampler
 from lightning_modules.skipping.table import Decisions, SkipTable
 from lightning_modules.super_resolver import SuperResolver
 
-SETTLING = 10  # iterations over which the natural scale of the advantage is measured
+SCALE_ITERATIONS = 10  # first iterations, over which the standard deviation of the advantage is averaged
 
 
 class SkipDiff(SuperResolver):
-    """Trains a skip policy on a frozen method with PPO; super-resolves with what it has learned.
+    """Trains a skip policy on a frozen method with PPO, and super-resolves with the trained policy.
 
-    Each step of training plays one batch: coarse chain, ten decisions drawn from the policy, reward; then `epochs`
-    passes over whole episodes, in which gradients flow through all decisions. REINFORCE is `epochs=1` with an
-    `Objective` of `clip=inf` and `value_weight=0`. Lightning counts optimizer steps: `max_steps` is batches times
-    `epochs` times `minibatches`.
+    A training step samples one batch of episodes: the coarse chain, then fine steps that the policy runs or skips
+    at random, then the reward of the images. PPO makes `epochs` passes over these episodes, and its gradients flow
+    through all decisions of an episode. REINFORCE is `epochs=1` with an `Objective` of `clip=inf` and
+    `value_weight=0`. Lightning counts optimizer steps, so `max_steps` is batches times `epochs` times `minibatches`.
 
-    Where we depart from the released code: a skip keeps the image at its own noise level, the forced last decision does
-    not enter the loss, rewards are not discounted, advantages are standardized instead of returns, evaluations have a
-    price, and the network runs on the part of the batch that runs. `configs/skipdiff_official.yaml` undoes it all.
+    Differences from the released code: a skipped image stays at its own noise level, the forced last decision does not
+    enter the loss, rewards are not discounted, advantages are standardized instead of returns, network evaluations are
+    subtracted from the reward, and the network runs only on the images that do not skip.
+    `configs/skipdiff_official.yaml` restores the released behaviour.
 
     Args:
-        base_checkpoint: Checkpoint of a trained diffusion method; its weights stay as they are.
-        policy: The policy.
-        reward: What is paid.
-        objective: The loss.
+        base_checkpoint: Checkpoint of a trained diffusion method, whose weights are not changed.
+        policy: The actor-critic network.
+        reward: The reward of an image.
+        objective: The PPO loss.
         coarse_steps: See `SkipSampler`.
         fine_steps: See `SkipSampler`.
         skip: See `SkipSampler`.
         start: See `SkipSampler`.
         epochs: Passes over each batch of episodes.
-        minibatches: Parts that each pass is split into, by images.
+        minibatches: Number of optimizer steps in a pass; each takes a part of the images.
         gradient_clip: Largest norm of the gradient; None for no limit.
         count_forced: Let the forced last decision enter the loss, as released.
-        advantage_floor: Least divisor of the advantage, as a share of its deviation in the first ten iterations.
-        table_images: Test images of each process on which skipping is compared with its alternatives, every fixed
-            subset included; 0 for none.
+        advantage_floor: Smallest divisor when advantages are standardized, as a share of their standard deviation
+            averaged over the first ten iterations.
+        table_images: Number of test images, in each process of the run, on which the policy is compared with running
+            all steps, no steps, random steps and every fixed subset; 0 for no comparison.
         optimizer: From the policy's parameters to an optimizer.
 
     Raises:
-        CheckpointError: the base's checkpoint cannot be used.
-        ValueError: the base does not sample by diffusion, or its process has no such levels.
+        CheckpointError: the base's checkpoint is unusable.
+        ValueError: the base is not a diffusion method, or its process cannot be sampled in these numbers of steps.
     """
 
     base_fingerprint: Tensor
@@ -83,48 +86,53 @@ class SkipDiff(SuperResolver):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.automatic_optimization = False
+        self.automatic_optimization = False  # one batch of episodes takes several optimizer steps
+
         self.base_checkpoint = base_checkpoint
         self.base = frozen_base(base_checkpoint)
         self.policy, self.reward, self.objective = policy, reward, objective
         self.greedy = PolicyDecider(policy, greedy=True)
         self.plan = SkipSampler(self.greedy, coarse_steps, fine_steps, skip, start)
+
         self.epochs, self.minibatches, self.gradient_clip = epochs, minibatches, gradient_clip
         self.count_forced, self.advantage_floor, self.table_images = count_forced, advantage_floor, table_images
         self.optimizer = optimizer
+
+        # Stored beside the policy: it is refused on another base, and PolicySampler compares the noise levels.
         self.register_buffer("base_fingerprint", fingerprint(self.base))
         self.register_buffer("levels", self.base.process.std(self.plan.times(self.base.process)[1]))
-        self.register_buffer("advantage_scale", torch.zeros(2))  # sum over the first iterations, and their number
+        self.register_buffer("advantage_scale", torch.zeros(2))  # sum over the first iterations, their number
+
         self.rollouts = Rollouts(self.base, self.plan, reward)
         self.table = SkipTable()
         self.decisions = Decisions()
 
-    # What every method does.
+    # The interface of SuperResolver.
 
     @property
     def stride(self) -> int:
-        """The base's."""
+        """The stride of the base."""
         return self.base.stride
 
     @property
     def smallest(self) -> int:
-        """The loaded method's."""
+        """The smallest side that the base accepts, in pixels."""
         return self.base.smallest
 
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
-        """The base's image under the policy's likelier actions."""
+        """Images `[B,3,H,W]` of the base, sampled with the policy's more likely action at each decision."""
         return self.base.enlarge(batch, sampler or self.plan)
 
     def protocol(self) -> str:
-        """The sampler's name."""
+        """The name of the skip sampler, such as "skip-respaced-10-100"."""
         return self.plan.name(self.base.process)
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
-        """The base's."""
+        """The pictures of the base."""
         return self.base.preview(batch)
 
     def train(self, mode: bool = True) -> "SkipDiff":
-        """Sets the mode of the policy alone; the base stays in eval mode."""
+        """Sets the mode of the policy; the base always stays in eval mode."""
         super().train(mode)
         self.base.eval()
         return self
@@ -133,26 +141,29 @@ class SkipDiff(SuperResolver):
         """Loads the policy.
 
         Raises:
-            ValueError: it was trained on another base, or its tensors do not fit.
+            ValueError: the policy was trained on another base, or its tensors do not fit.
         """
         stored = state_dict.get("base_fingerprint", self.base_fingerprint)
         if not torch.equal(stored.cpu(), self.base_fingerprint.cpu()):
             raise ValueError(
                 f"the policy was trained on another base than {self.base_checkpoint}: the weights of its own have the "
                 f"SHA-256 {_hex(stored)}..., these {_hex(self.base_fingerprint)}... Give its own base as "
-                "--model.init_args.base_checkpoint, train a policy for this one, or use it with this one knowingly, as "
-                "the sampler lightning_modules.skipping.policy_sampler.PolicySampler"
+                "--model.init_args.base_checkpoint, or train a policy for this base. To use the policy on another base "
+                "all the same, make it that method's sampler (PolicySampler): --config configs/sampler/skip_policy.yaml"
             )
         return super().load_state_dict(state_dict, strict, assign)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The configured optimizer over the policy."""
+        """The configured optimizer over the policy's parameters."""
         return self.optimizer(self.policy.parameters())
 
     # Training.
 
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """Plays one batch, with noise of its own in each iteration, and learns from it."""
+        """Samples one batch of episodes, with new noise in each iteration, and updates the policy.
+
+        Logs the reward, the evaluations, how often each step runs and the terms of the loss.
+        """
         keys = [f"{key}/iteration {self.global_step}" for key in batch["key"]]
         episodes = self.rollouts.play(cast(Batch, {**batch, "key": keys}), self.policy, self.count_forced)
         losses = self.learn(episodes)
@@ -160,16 +171,20 @@ class SkipDiff(SuperResolver):
         return {"loss": losses[-1].total.detach()}
 
     def learn(self, episodes: Episodes) -> list[Loss]:
-        """All passes over a batch of episodes; the loss of each step."""
+        """Makes `epochs` passes over a batch of episodes; returns the loss of each optimizer step."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
+
+        # The reward is terminal: only the last decision of an episode has one.
         rewards = torch.zeros_like(episodes.evaluation.value)
         rewards[-1] = episodes.rewards
         targets = self.objective.targets(rewards, episodes.counted)
         floor = self._advantage_floor(targets, episodes)
+
         losses = []
         for _ in range(self.epochs):
             order = torch.randperm(rewards.shape[1], device=rewards.device)
             for rows in order.tensor_split(self.minibatches):
+                # Whole episodes are replayed, so that gradients pass through the policy's recurrent state.
                 now = Evaluation.of(*self.policy.sequence(episodes.observations[:, rows]), episodes.actions[:, rows])
                 loss = self.objective.loss(
                     now,
@@ -178,6 +193,7 @@ class SkipDiff(SuperResolver):
                     counted=episodes.counted[:, rows],
                     floor=floor,
                 )
+
                 optimizer.zero_grad()
                 self.manual_backward(loss.total)
                 if self.gradient_clip is not None:
@@ -187,8 +203,8 @@ class SkipDiff(SuperResolver):
         return losses
 
     def _advantage_floor(self, targets: Tensor, episodes: Episodes) -> float:
-        """A share of the raw advantage's deviation, averaged over the first iterations."""
-        if self.advantage_scale[1] < SETTLING:
+        """`advantage_floor` times the standard deviation of the advantage, averaged over the first iterations."""
+        if self.advantage_scale[1] < SCALE_ITERATIONS:
             raw = (targets - episodes.evaluation.value)[episodes.counted]
             self.advantage_scale += torch.stack([raw.std(correction=0), raw.new_ones(())])
         return self.advantage_floor * float(self.advantage_scale[0] / self.advantage_scale[1])
@@ -207,6 +223,8 @@ class SkipDiff(SuperResolver):
             "first_ratio_deviation": first.ratio_deviation,
             "without_reward": 1 - episodes.counted[0].float().mean(),
         }
+
+        # The last step always runs, so it has no rate.
         rates = {f"run_rate/{k}": rate for k, rate in enumerate(episodes.ran[:-1].float().mean(dim=1))}
         for name, value in {**scores, **rates}.items():
             self.log(f"train/{name}", value, prog_bar=name in ("reward", "evaluations"))
@@ -214,16 +232,16 @@ class SkipDiff(SuperResolver):
     # Validation and test.
 
     def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Notes what the policy decided."""
-        self.decisions.note(self.greedy)
+        """Records the decisions of the policy."""
+        self.decisions.record(self.greedy)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs what the policy decided."""
+        """Logs a summary of the policy's decisions."""
         self._log_decisions("val")
 
     def on_test_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Notes what the policy decided, and compares its images with those of other ways to skip."""
-        self.decisions.note(self.greedy)
+        """Records the decisions of the policy, and compares its images with those of other ways to skip."""
+        self.decisions.record(self.greedy)
         if self.table.images < self.table_images:
             self.rollouts.compare(batch, self.greedy, outputs["sr"], self.table)
 
@@ -232,11 +250,12 @@ class SkipDiff(SuperResolver):
         self.table.reset()
 
     def on_test_epoch_end(self) -> None:
-        """Logs what the policy decided; prints and logs the table."""
+        """Logs a summary of the policy's decisions; prints and logs the table."""
         self._log_decisions("test")
         self.table.gather()
         if not self.table.images:
             return
+
         for name, row in self.table.rows().items():
             self.log(f"test/reward/{name}", row["reward"], sync_dist=True)
         if self.trainer.is_global_zero:
@@ -253,8 +272,8 @@ def frozen_base(path: str) -> DiffusionModule:
     """The trained method at `path`, frozen.
 
     Raises:
-        CheckpointError: it cannot be used.
-        ValueError: it does not sample by diffusion.
+        CheckpointError: the checkpoint is unusable.
+        ValueError: it holds a method that is not a `DiffusionModule`.
     """
     with asking_for("a trained diffusion method", "--model.init_args.base_checkpoint"):
         base = load_method(path)

@@ -1,4 +1,4 @@
-"""SRDiff: diffusion of the residual, conditioned on the features of a super-resolver (arXiv:2104.14951)."""
+"""SRDiff: diffusion of the residual, conditioned on the features of an RRDB encoder (arXiv:2104.14951)."""
 
 from typing import Any
 
@@ -14,18 +14,18 @@ from lightning_modules.networks.unet_srdiff import SRDiffUNet
 
 
 class SRDiff(DiffusionModule):
-    """Shows the U-Net the features of an RRDB network that was trained as an L1 super-resolver.
+    """Conditions the U-Net on the features of an RRDB network that was trained as an L1 super-resolver.
 
-    Where we depart from the public code: an unfrozen encoder really is trained (there, freezing and training are
-    swapped), and the projection of the features, which does not depend on the step, is computed once per image.
+    Differences from the public code: an encoder that is not frozen is trained (there the condition is inverted), and
+    the projection of the features, which does not depend on the step, is computed once per image.
 
     Args:
         encoder: The RRDB network.
         encoder_weights: Checkpoint of an `RRDBRegressor`, or a published RRDB file, read when training starts from
-            scratch. None trains on an encoder with its initial weights, which is refused for a frozen one.
-        freeze_encoder: Keep the encoder as pretrained (the published recipe); otherwise it is trained along.
-        encoder_loss: Weight of the L1 distance between an unfrozen encoder's own image and the target; 0 trains the
-            encoder through its features alone, and leaves the layers that make its image out.
+            scratch. None keeps the initial weights, which is an error when training with a frozen encoder.
+        freeze_encoder: Do not train the encoder (the published recipe); otherwise it is trained with the U-Net.
+        encoder_loss: Weight of the L1 distance between the encoder's own image and the target, when the encoder is
+            trained. With 0 it is trained through its features alone, and the layers after the features are frozen.
         **diffusion: See `DiffusionModule`.
     """
 
@@ -50,7 +50,7 @@ class SRDiff(DiffusionModule):
                 layer.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
-        """Reads the pretrained encoder, unless a checkpoint is about to bring it.
+        """Reads the pretrained encoder when training starts from scratch.
 
         Raises:
             ValueError: the encoder is frozen and has no pretrained weights.
@@ -67,12 +67,12 @@ class SRDiff(DiffusionModule):
             )
 
     def condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
-        """`{features: [B,d,H,W]}`, projected once; with the network's `up_input`, `{up: [B,3,H,W]}` beside it."""
+        """`{features: [B,d,H,W]}`, the projected features; with the network's `up_input` also `{up: [B,3,H,W]}`."""
         condition = {"features": self.network.project(self.encoder.features(batch["lr"]))}
         return {**condition, "up": batch["up"]} if self.network.up_proj is not None else condition
 
     def losses(self, batch: Batch, noised: Noised, output: Tensor) -> dict[str, Tensor]:
-        """The encoder's own L1 loss, where it counts."""
+        """The weighted L1 loss of the encoder's own image, where `encoder_loss` is not 0."""
         if not self.encoder_loss:
             return {}
         return {"encoder_l1": self.encoder_loss * l1_loss(self.encoder(batch["lr"]).float(), batch["hr"])}

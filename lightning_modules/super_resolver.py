@@ -1,4 +1,4 @@
-"""What callbacks and commands rely on: a module that enlarges a batch of low-resolution images."""
+"""The base class of all methods: a module that enlarges batches of low-resolution images."""
 
 import contextlib
 import math
@@ -18,44 +18,57 @@ from lightning_modules.diffusion.samplers import Sampler
 
 
 class SuperResolver(LightningModule, ABC):
-    """Everything that callbacks, commands and SkipDiff rely on.
+    """The interface that callbacks, commands and SkipDiff rely on.
 
-    A subclass says how a batch is enlarged. Padding to the network's stride, the noise of each image, what the loops
-    return and what a checkpoint holds are settled here.
+    A subclass implements `enlarge` and `protocol`. This class pads images to the network's stride, makes the noise of
+    an image a function of its key, defines what the evaluation steps return, and what checkpoints hold.
+
+    Attributes:
+        draws: Number of images sampled for each input in prediction.
+        keeps_frozen: Names of frozen sub-modules that checkpoints hold all the same, because their weights have no
+            other source.
     """
 
-    draws: int = 1  # of each image in prediction
-    keeps_frozen: tuple[str, ...] = ()  # frozen sub-modules that a checkpoint must hold, having no source of their own
+    draws: int = 1
+    keeps_frozen: tuple[str, ...] = ()
 
     @property
     def stride(self) -> int:
-        """Height and width of the images that `enlarge` is given are multiples of it."""
+        """Number of pixels that the height and width of the images given to `enlarge` are multiples of."""
         return 1
 
     @property
     def smallest(self) -> int:
-        """Pixels that an enlarged image must have on each side; less would be mostly padding."""
+        """Smallest height and width of an enlarged image, in pixels; smaller ones would be mostly padding."""
         return self.stride
 
     @abstractmethod
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
-        """`[B,3,H,W]` for a batch whose H and W are multiples of `stride`; noise only from this image's generators."""
+        """Enlarges a padded batch; called inside `sampling`.
+
+        Args:
+            batch: H and W of `up` are multiples of `stride`.
+            sampler: Replaces the configured sampler; None for the configured one.
+
+        Returns:
+            `[B,3,H,W]`, in [-1, 1] or slightly beyond. It must depend on each image and its key alone.
+        """
 
     @abstractmethod
     def protocol(self) -> str:
-        """How images are drawn, as results name it: "ddim-10"."""
+        """Name of the sampling procedure in results, such as "ddim-10"."""
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
-        """Further pictures for the sample grid, `[B,1 or 3,H,W]` in [0, 1], by title."""
+        """Additional pictures for the sample grid by title, `[B,1 or 3,H,W]` in [0, 1]."""
         return {}
 
     def super_resolve(self, batch: Batch, sampler: Sampler | None = None) -> Tensor:
         """Enlarges the low-resolution images of a batch.
 
         Args:
-            batch: Only `lr`, `up`, `key` (and `attention`, where present) are read. The result is a function of each
-                image and its key: not of its batch, its rank or the global random state.
-            sampler: Replaces the configured one.
+            batch: Only `lr`, `up`, `key` (and `attention`, where present) are read. The result depends on each image
+                and its key, and not on the other images of the batch, the rank or the global random state.
+            sampler: Replaces the configured sampler.
 
         Returns:
             `[B,3,H,W]` in [-1, 1].
@@ -68,10 +81,10 @@ class SuperResolver(LightningModule, ABC):
 
     @contextlib.contextmanager
     def sampling(self, batch: Batch) -> Iterator[Batch]:
-        """Inside, images are sampled: without gradients, under random numbers that follow from the images' keys.
+        """A context for sampling: no gradients, and global generators seeded by the images' keys.
 
         Yields:
-            The batch, padded to the network's stride; `trimmed` cuts the results.
+            The batch, padded to the network's stride; `trimmed` removes the padding from results.
 
         Raises:
             ValueError: the images are smaller than `smallest`.
@@ -86,23 +99,26 @@ class SuperResolver(LightningModule, ABC):
             yield pad_to_stride(batch, self.stride)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """See `seed_training_step`."""
+        """Seeds the random numbers of the step, see `seed_training_step`."""
         seed_training_step(rank=self.global_rank, batches=self.trainer.fit_loop.total_batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """`{"sr": [B,3,H,W], "panels": {title: [B,C,H,W] in [0, 1]}}`; callbacks make scores and pictures of it."""
+        """Returns `{"sr": [B,3,H,W] in [-1, 1], "panels": {title: [B,C,H,W] in [0, 1]}}` for the callbacks."""
         return {"sr": self.super_resolve(batch), "panels": self.preview(batch)}
 
     def test_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """As `validation_step`."""
+        """See `validation_step`."""
         return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """`{"sr": [B,3,H,W]}`, for the prediction writer; of several draws, their mean and `{"std": [B,3,H,W]}`."""
+        """Returns `{"sr": [B,3,H,W] in [-1, 1]}` for the prediction writer.
+
+        With several `draws`, `sr` is their mean, and `std`, `[B,3,H,W]`, their standard deviation.
+        """
         if self.draws == 1:
             return {"sr": self.super_resolve(batch)}
 
-        # Welford's running mean and sum of squares: the draws are not kept.
+        # Welford's running mean and sum of squares, so that not all draws are in memory at once.
         mean, squares = self.super_resolve(batch), torch.zeros_like(batch["up"])
         for draw in range(1, self.draws):
             difference = self.super_resolve(other_draw(batch, draw)) - mean
@@ -111,7 +127,7 @@ class SuperResolver(LightningModule, ABC):
         return {"sr": mean, "std": (squares / (self.draws - 1)).sqrt()}
 
     def frozen_keys(self) -> set[str]:
-        """Entries of the state dict that checkpoints leave out: those of wholly frozen sub-modules."""
+        """Keys of the state dict that checkpoints leave out: those of sub-modules without a trainable parameter."""
         frozen: set[str] = set()
         for name, module in self.named_modules():
             kept = any(name == prefix or name.startswith(f"{prefix}.") for prefix in self.keeps_frozen)
@@ -121,10 +137,10 @@ class SuperResolver(LightningModule, ABC):
         return frozen
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out frozen weights, which come from their own source, and arguments that are objects.
+        """Removes frozen weights, which have their own source, and constructor arguments that are Python objects.
 
-        The command describes a model by plain values, from which it is rebuilt. A model made in Python is described by
-        its parts themselves, which no safe reader would load.
+        A model that the command built is described by plain values and can be rebuilt from them. A model built in
+        Python has modules as arguments, which `torch.load` with `weights_only` would refuse.
         """
         if "_class_path" not in checkpoint.get("hyper_parameters", {}):
             checkpoint.pop("hyper_parameters", None)
@@ -132,7 +148,7 @@ class SuperResolver(LightningModule, ABC):
             checkpoint["state_dict"].pop(key, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another method.
+        """Checks that the checkpoint holds this method.
 
         Raises:
             ValueError: the checkpoint was written by another class.
@@ -143,7 +159,9 @@ class SuperResolver(LightningModule, ABC):
             raise ValueError(f"the checkpoint holds {written_by}, but the configured model is {own}")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads everything but frozen weights, whatever `strict` says.
+        """Loads the weights; `strict` has no effect.
+
+        Keys in `frozen_keys` may be missing, no others.
 
         Raises:
             ValueError: a tensor is missing, unknown or of another shape.
@@ -153,6 +171,7 @@ class SuperResolver(LightningModule, ABC):
         except RuntimeError as error:
             shapes = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
             raise ValueError(f"the weights do not fit {type(self).__name__} as configured: {shapes}") from error
+
         missing = sorted(set(result.missing_keys) - self.frozen_keys())
         problems = [f"missing {key}" for key in missing] + [f"unknown {key}" for key in result.unexpected_keys]
         if problems:
@@ -162,20 +181,20 @@ class SuperResolver(LightningModule, ABC):
 
 
 def trimmed(image: Tensor, batch: Batch) -> Tensor:
-    """`image [B,3,H',W']`, made from the padded batch, without the padding, in float32 and [-1, 1]."""
+    """An image `[B,3,H',W']` of the padded batch without the padding: `[B,3,H,W]` float32, clamped to [-1, 1]."""
     height, width = batch["up"].shape[-2:]
     return image[..., :height, :width].float().clamp(-1, 1)
 
 
 def other_draw(batch: Batch, draw: int) -> Batch:
-    """The batch under other keys, for which noise is drawn anew."""
+    """The batch with other keys, so that its noise differs from that of the other draws."""
     return cast(Batch, {**batch, "key": [f"{key}, draw {draw + 1}" for key in batch["key"]]})
 
 
 def pad_to_stride(batch: Batch, stride: int) -> Batch:
-    """The batch with `up` padded on the right and below to multiples of `stride`, and `lr` with it.
+    """The batch with `up` padded at the right and the bottom to multiples of `stride`, and `lr` accordingly.
 
-    Both are reflected where they are large enough and repeated at the edge where they are not.
+    Padding reflects the image, or repeats its edge where the image is smaller than the padding.
 
     Raises:
         ValueError: `up` is not a whole multiple of `lr`.
@@ -185,10 +204,13 @@ def pad_to_stride(batch: Batch, stride: int) -> Batch:
     scale = height // lr_height
     if (lr_height * scale, lr_width * scale) != (height, width):
         raise ValueError(f"{batch['key'][0]}: {width}x{height} is no whole multiple of {lr_width}x{lr_height}")
-    unit = stride // math.gcd(stride, scale)  # the smallest step of lr that fits the stride
+
+    # `lr` is padded by whole pixels, so that both images still show the same area.
+    unit = stride // math.gcd(stride, scale)  # pixels of lr; `unit * scale` is a multiple of the stride
     below, right = -lr_height % unit, -lr_width % unit
     if below == right == 0:
         return batch
+
     padded: dict[str, Any] = {**batch, "lr": _pad(batch["lr"], below, right)}
     for key in ("up", "attention"):
         if key in batch:

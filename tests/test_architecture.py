@@ -1,31 +1,69 @@
-"""The arrows between the rooms: any other import fails."""
+"""Which folder may import which, no circle of modules, and what a method may override."""
 
 import ast
+import importlib
+import inspect
+import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from lightning_modules.base import DiffusionModule
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("lightning_modules", "datamodules", "callbacks")
 
-# room -> the rooms it may import from; a room is the longest prefix below that a file lies in
+# Methods that have an adapter of published weights beside them.
+ADAPTED = {
+    f"lightning_modules.{path.stem}"
+    for path in (ROOT / "lightning_modules" / "published").glob("[!_]*.py")
+    if (ROOT / "lightning_modules" / path.name).is_file()
+}
+
+# folder -> the folders and modules it may import from; a file belongs to the longest prefix here that it lies in
 ARROWS: dict[str, set[str]] = {
     "lightning_modules.diffusion": set(),
-    "lightning_modules.networks": set(),
+    "lightning_modules.hub": set(),
+    "lightning_modules.networks": {"lightning_modules.hub"},
     "lightning_modules.metrics": set(),
     "datamodules.degradations": set(),
-    "datamodules": {"datamodules.degradations"},
+    "datamodules.stream": {"datamodules.images"},
+    "datamodules.prepare": {"datamodules"},
+    "datamodules": {"datamodules.degradations", "datamodules.stream", "datamodules.prepare"},
+    "lightning_modules.published.basicsr_names": set(),  # parts of a method read such files, too
+    "lightning_modules.published": {
+        "lightning_modules.diffusion",
+        "lightning_modules.networks",
+        "lightning_modules.checkpoint",
+        "lightning_modules.config",
+        "lightning_modules.config_errors",
+        "lightning_modules.super_resolver",
+        *ADAPTED,
+    },
     "lightning_modules": {
         "lightning_modules.diffusion",
         "lightning_modules.networks",
         "lightning_modules.metrics",
+        "lightning_modules.skipping",
+        "lightning_modules.published.basicsr_names",
         "datamodules.batch",
     },
+    "lightning_modules.skipping": {
+        "lightning_modules.base",
+        "lightning_modules.checkpoint",
+        "lightning_modules.super_resolver",
+        "lightning_modules.diffusion",
+        "lightning_modules.metrics",
+        "datamodules.batch",
+    },
+    "lightning_modules.cli": {"lightning_modules", "lightning_modules.published", "datamodules", "callbacks"},
     "callbacks": {"lightning_modules.metrics", "datamodules.batch"},
 }
 PURE = (
     "lightning_modules.diffusion",
+    "lightning_modules.hub",
     "lightning_modules.networks",
     "lightning_modules.metrics",
     "datamodules.degradations",
@@ -84,3 +122,75 @@ def test_top_level_is_what_was_agreed() -> None:
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
     generated = {"runs", "wandb", "build", "diffsr.egg-info", "data", "weights", "shared"}
     assert folders - generated == {*PACKAGES, "configs", "tests", "benchmarks"}
+
+
+# Whatever stands in a string like this is imported by its name, sooner or later.
+DOTTED = re.compile(rf"\b(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
+
+
+def docstrings(tree: ast.AST) -> set[ast.AST]:
+    """The string constants that are documentation, of modules, classes, functions and attributes."""
+    statements = [node for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    return {node.value for node in statements if isinstance(node.value, ast.Constant)}
+
+
+def mentioned(path: Path) -> Iterator[str]:
+    """What a file imports, lazily too, and what its strings name by a dotted path."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    yield from imports(path)
+    documentation = docstrings(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in documentation:
+            yield from DOTTED.findall(node.value)
+
+
+def arrows() -> dict[str, set[str]]:
+    """Each module with the modules that it needs."""
+    modules = {name_of(path) for path in FILES}
+
+    def module(name: str) -> str | None:
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name or None
+
+    found = {}
+    for path in FILES:
+        targets = {module(name) for name in mentioned(path)} - {None, name_of(path), *PACKAGES}
+        found[name_of(path)] = {target for target in targets if target is not None}
+    return found
+
+
+def test_no_modules_need_each_other() -> None:
+    TopologicalSorter(arrows()).prepare()  # CycleError names the circle
+
+
+HOOKS = {"__init__", "condition", "null_condition", "start_image", "decode", "losses", "setup"}
+METHOD_FILES = sorted((ROOT / "lightning_modules").glob("*.py"))
+
+
+def overrides(method: type) -> set[str]:
+    """The functions and properties of the bases that a class replaces."""
+    own = {name for name, value in vars(method).items() if inspect.isroutine(value) or isinstance(value, property)}
+    bases = [base for base in method.__mro__[1:] if base is not object]
+    return {name for name in own if any(name in vars(base) for base in bases)}
+
+
+@pytest.mark.parametrize("path", METHOD_FILES, ids=lambda path: path.stem)
+def test_methods_override_the_hooks_alone(path: Path) -> None:
+    module = importlib.import_module(name_of(path))
+    for name, method in inspect.getmembers(module, inspect.isclass):
+        if method.__module__ != module.__name__ or method is DiffusionModule or not issubclass(method, DiffusionModule):
+            continue
+        beyond = overrides(method) - HOOKS
+        assert not beyond, f"{name} overrides {', '.join(sorted(beyond))}, which is not a hook of DiffusionModule"
+
+
+def test_an_adapter_knows_no_other_method() -> None:
+    for path in FILES:
+        method = name_of(path).replace(".published.", ".")
+        if within(name_of(path), "lightning_modules.published") and method in ADAPTED:
+            others = set(imports(path)) & ADAPTED - {method}
+            assert not others, f"{name_of(path)} imports {others}"

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from datamodules.batch import Batch
-from lightning_modules.checkpoint import load_method
-from lightning_modules.cli import run
+from lightning_modules.config import load_method
+from lightning_modules.experiment import run
 from tests.tiny.experiments import EXPERIMENTS, arguments
 
 

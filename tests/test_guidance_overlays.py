@@ -10,7 +10,7 @@ import yaml
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError, write_checkpoint
-from lightning_modules.cli import CONFIGS, configured_model
+from lightning_modules.config import CONFIGS, configured_model
 from lightning_modules.super_resolver import SuperResolver
 from tests.tiny.experiments import tiny_overlays
 
@@ -108,5 +108,5 @@ def test_a_skip_policy_is_laid_over_a_method_that_fits(tmp_path: Path) -> None:
     assert model.protocol() == "skip-respaced-10-100"
     with pytest.raises(CheckpointError, match=r"policy was trained at noise levels from 0\.1671"):
         host("sr3_ffhq_16_128")
-    with pytest.raises(CheckpointError, match="do not fit the base's process ResShift of 15 steps"):
+    with pytest.raises(CheckpointError, match="do not fit the base's process ResidualShift of 15 steps"):
         host("resshift_pixel")

@@ -10,7 +10,7 @@ import yaml
 
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import CheckpointError
-from lightning_modules.cli import CONFIGS, configured_model, layers
+from lightning_modules.config import CONFIGS, configured_model, layers
 from tests.tiny.experiments import tiny_overlays
 
 SAMPLERS = sorted(path.stem for path in (CONFIGS / "sampler").glob("*.yaml"))
@@ -18,13 +18,15 @@ OVERLAYS = [name for name in SAMPLERS if name != "skip_policy"]  # which belongs
 HOSTS = ["sr3", "srdiff", "resshift_pixel", "dossr_pixel", "edm", "relay_x4"]
 # What a host cannot do, and how the refusal begins.
 REFUSED = {
-    ("relay_x4", "dpmpp_2m"): "the mean of Relay is no multiple of x0",
-    ("relay_x4", "dpmpp_2m_sde"): "the mean of Relay is no multiple of x0",
-    ("relay_x4", "heun"): "the mean of Relay is no multiple of x0",
-    ("edm", "relay_heun"): "RelayHeun continues a Relay process, not EDM",
-    **{(host, "dos"): "DoSMultistep solves VP and DomainShift, not" for host in ("resshift_pixel", "edm", "relay_x4")},
-    **{(host, "edm_heun"): "EDMHeun needs EDM or Relay, not" for host in HOSTS[:4]},
-    **{(host, "relay_heun"): "RelayHeun continues a Relay process, not" for host in HOSTS[:4]},
+    ("relay_x4", "dpmpp_2m"): "the mean of RelayProcess is not a multiple of x0",
+    ("relay_x4", "dpmpp_2m_sde"): "the mean of RelayProcess is not a multiple of x0",
+    ("relay_x4", "heun"): "the mean of RelayProcess is not a multiple of x0",
+    ("relay_x4", "dos"): "the mean of RelayProcess is not a multiple of x0",
+    ("edm", "dos"): "DoSMultistep needs a process with a Markov posterior",
+    ("edm", "dpmpp_2m_sde"): "DPMSolverPlusPlus with stochastic: true needs a process with a Markov posterior",
+    ("edm", "relay_heun"): "RelayHeun continues a RelayProcess, not EDMProcess",
+    **{(host, "edm_heun"): "EDMHeun needs a process that adds noise without shrinking" for host in HOSTS[:4]},
+    **{(host, "relay_heun"): "RelayHeun continues a RelayProcess, not" for host in HOSTS[:4]},
 }
 
 

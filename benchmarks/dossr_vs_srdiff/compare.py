@@ -22,14 +22,15 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from callbacks.image_metrics import full_reference_scores
-from datamodules.batch import Batch
+from datamodules.batch import Batch, to_pixels
 from datamodules.folder import Folder
-from lightning_modules.checkpoint import load_method
-from lightning_modules.cli import run
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.samplers import DDIM, Ancestral, DPMSolverPlusPlus, Sampler
-from lightning_modules.metrics.pixels import to_uint8
+from lightning_modules.experiment import run
+from lightning_modules.metrics.pixels import crop_border
+from lightning_modules.metrics.psnr import PSNR
+from lightning_modules.metrics.ssim import SSIM
 from lightning_modules.super_resolver import SuperResolver
 
 HERE = Path(__file__).parent
@@ -51,7 +52,7 @@ def samplers(method: str, steps: int) -> dict[str, Sampler]:
 
 def trained(name: str, minutes: float, runs: Path, train: str, *extra: str) -> Path:
     """Checkpoint of one configuration beside this file, trained for `minutes` unless it is there."""
-    checkpoint = runs / name / "version_0" / "checkpoints" / "last.ckpt"
+    checkpoint = runs / name / "last" / "checkpoints" / "last.ckpt"
     if checkpoint.is_file():
         return checkpoint
     budget = timedelta(minutes=minutes)
@@ -70,9 +71,15 @@ def test_batches(folders: list[str], crop: int | None) -> Iterator[Batch]:
             yield data.on_after_batch_transfer(raw, 0)
 
 
+def scores_of(image: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """PSNR and SSIM on Y, without a border of 4 pixels."""
+    a, b = crop_border(image, 4), crop_border(target, 4)
+    return {score.name: score(a, b) for score in (PSNR(), SSIM())}
+
+
 def unit(image: Tensor, batch: Batch) -> Tensor:
     """8-bit pixels in [0, 1], as scores take them."""
-    return to_uint8(image, batch["key"]).double() / 255
+    return to_pixels(image, batch["key"]).double() / 255
 
 
 @torch.autocast("cpu", torch.bfloat16)
@@ -88,7 +95,7 @@ def evaluate(method: str, model: SuperResolver, batches: list[Batch]) -> tuple[S
             rows = []
             for batch in batches:
                 sr = model.super_resolve(batch, sampler)
-                rows.append(full_reference_scores(unit(sr, batch), unit(batch["hr"], batch), border=4))
+                rows.append(scores_of(unit(sr, batch), unit(batch["hr"], batch)))
                 if batch is batches[0]:
                     pictures.setdefault(steps, sr)
             scores[name, steps] = {key: fmean(float(row[key]) for row in rows) for key in ("psnr_y", "ssim_y")}
@@ -110,7 +117,7 @@ def picture(columns: dict[str, Tensor], side: int = 160) -> Image.Image:
     sheet = Image.new("RGB", (side * len(columns), side + 14), "white")
     for i, (name, image) in enumerate(columns.items()):
         top, left = ((size - side) // 2 for size in image.shape[-2:])
-        crop = to_uint8(image, [name])[0, :, max(top, 0) :, max(left, 0) :][:, :side, :side]
+        crop = to_pixels(image, [name])[0, :, max(top, 0) :, max(left, 0) :][:, :side, :side]
         sheet.paste(Image.fromarray(np.asarray(crop.permute(1, 2, 0))), (i * side, 14))
         ImageDraw.Draw(sheet).text((i * side + 2, 1), name, fill="black")
     return sheet
@@ -154,7 +161,7 @@ def main() -> None:
         "srdiff": trained("srdiff", minutes * 3 / 4, given.runs, given.train, *frozen),
     }
     batches = list(test_batches(given.test, given.crop))
-    bicubic = [full_reference_scores(unit(b["up"], b), unit(b["hr"], b), border=4) for b in batches]
+    bicubic = [scores_of(unit(b["up"], b), unit(b["hr"], b)) for b in batches]
     means = {key: fmean(float(row[key]) for row in bicubic) for key in ("psnr_y", "ssim_y")}
     lines = [f"{len(batches)} images; bicubic: {means['psnr_y']:.2f} / {means['ssim_y']:.4f}"]
     columns, scores = {"bicubic": batches[0]["up"], "target": batches[0]["hr"]}, {}

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from datamodules.batch import Batch
 from datamodules.folder import Folder
-from lightning_modules.checkpoint import load_method
-from lightning_modules.cli import run
+from lightning_modules.config import load_method
+from lightning_modules.experiment import run
 from lightning_modules.skipdiff import SkipDiff
 from lightning_modules.skipping.sampler import Decider, Pattern, PolicyDecider, SubsetSearch
 
@@ -31,7 +31,7 @@ Rows = dict[str, dict[str, Tensor]]  # [N] per measurement, by way to skip
 
 def trained(name: str, minutes: float, runs: Path, train: str, *extra: str) -> Path:
     """Checkpoint of one configuration beside this file, trained for `minutes` unless it is there."""
-    checkpoint = runs / name / "version_0" / "checkpoints" / "last.ckpt"
+    checkpoint = runs / name / "last" / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
         hours, seconds = divmod(int(timedelta(minutes=minutes).total_seconds()), 3600)
         clock = f"00:{hours:02d}:{seconds // 60:02d}:{seconds % 60:02d}"

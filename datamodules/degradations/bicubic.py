@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.degradations.degradation import Degradation, Recipe
+from datamodules.degradations.levels import from_uint8, to_uint8
 
 PILLOW_ONE = float(1 << 22)  # Pillow holds the weights of an 8-bit image as multiples of 2^-22
 
@@ -48,16 +49,6 @@ class PillowBicubic(Degradation):
         """See `Degradation.apply`; the recipes are empty."""
         height, width = hr.shape[-2:]
         return from_uint8(pillow_bicubic(to_uint8(hr), size=(height // self.scale, width // self.scale)))
-
-
-def to_uint8(image: Tensor) -> Tensor:
-    """[0,1] to 0..255, rounded and clipped."""
-    return (image * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def from_uint8(image: Tensor) -> Tensor:
-    """0..255 to [0,1], float32."""
-    return image.float() / 255
 
 
 def matlab_bicubic(image: Tensor, *, scale: float | None = None, size: tuple[int, int] | None = None) -> Tensor:

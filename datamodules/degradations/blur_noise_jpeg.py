@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from datamodules.degradations.degradation import Degradation, Recipe, generator
-from datamodules.degradations.jpeg import JPEGLaw
-from datamodules.degradations.kernels import FAMILIES, KernelLaw
-from datamodules.degradations.noise import NoiseLaw
-from datamodules.degradations.operations import carry_out
+from datamodules.degradations.jpeg import JPEGDistribution
+from datamodules.degradations.kernels import FAMILIES, KernelDistribution
+from datamodules.degradations.noise import NoiseDistribution
+from datamodules.degradations.operations import apply_recipes
 
 
 @dataclass(kw_only=True)
 class BlurNoiseJPEG(Degradation):
-    """Gaussian blur, area shrinking, Gaussian noise and JPEG, with parameters of its own for each image.
+    """Gaussian blur, area shrinking, Gaussian noise and JPEG, with parameters drawn for each image.
 
     Attributes:
         scale: how many times smaller the low-resolution image is, per side.
@@ -23,7 +23,7 @@ class BlurNoiseJPEG(Degradation):
         aniso_prob: how often the two axes differ.
         noise_range: standard deviation of the noise, in grey levels of 255.
         gray_noise_prob: how often the channels share one noise.
-        jpeg_range: JPEG quality.
+        jpeg_range: JPEG quality, 1 to 100.
     """
 
     scale: int = 4
@@ -35,13 +35,14 @@ class BlurNoiseJPEG(Degradation):
     jpeg_range: tuple[float, float] = (60.0, 95.0)
 
     def __post_init__(self) -> None:
-        """Builds the laws, which check their numbers.
+        """Builds the distributions, which check their parameters.
 
         Raises:
             ValueError: a value is impossible; the message names its key.
         """
         super().__init__(self.scale)
-        self._kernel = KernelLaw(
+
+        self._kernel = KernelDistribution(
             blur_kernel_size=self.blur_kernel_size,
             blur_kernel_size_min=self.blur_kernel_size,
             kernel_list=FAMILIES[:2],
@@ -51,13 +52,13 @@ class BlurNoiseJPEG(Degradation):
             betag_range=(1.0, 1.0),
             betap_range=(1.0, 1.0),
         )
-        self._noise = NoiseLaw(
+        self._noise = NoiseDistribution(
             gaussian_noise_prob=1.0,
             noise_range=self.noise_range,
             poisson_scale_range=(0.0, 0.0),
             gray_noise_prob=self.gray_noise_prob,
         )
-        self._jpeg = JPEGLaw(jpeg_range=self.jpeg_range)
+        self._jpeg = JPEGDistribution(jpeg_range=self.jpeg_range)
 
     def recipe(self, key: str, *, epoch: int, seed: int) -> Recipe:
         """The operations on image `key`, in order; see `Degradation.recipe`."""
@@ -67,10 +68,10 @@ class BlurNoiseJPEG(Degradation):
 
     def apply(self, hr: Tensor, recipes: Sequence[Recipe]) -> Tensor:
         """See `Degradation.apply`. The result lies on 8-bit levels."""
-        return carry_out(recipes, hr, scale=self.scale)
+        return apply_recipes(recipes, hr, scale=self.scale)
 
     def check_size(self, height: int, width: int, *, key: str) -> None:
-        """Also refuses images that are no larger than half of the kernel: borders could not be reflected."""
+        """Also refuses images that are at most half as large as the kernel: borders could not be reflected."""
         super().check_size(height, width, key=key)
         if min(height, width) <= self.blur_kernel_size // 2:
             raise ValueError(f"{key}: {height}x{width} is too small for blur_kernel_size {self.blur_kernel_size}")

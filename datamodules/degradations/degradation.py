@@ -14,13 +14,13 @@ Recipe = dict[str, Any]  # plain numbers, strings and lists: JSON keeps it exact
 class Degradation(ABC):
     """Makes low-resolution images on the device of the sharp ones, each image with parameters of its own.
 
-    The work is split in two so that any training step can be looked at again. `recipe` draws everything random for one
-    image from a counter-based generator keyed by (seed, key, epoch) and knows no pixels; `apply` draws nothing and
-    knows no keys. Neither the batch an image travels in, nor the rank, nor the worker matters. A validation set passes
-    epoch 0 and seed 0 always and so gets low-resolution images that are a function of the key alone.
+    The work is split in two so that any training step can be repeated. `recipe` draws everything random for one image
+    from a counter-based generator keyed by (seed, key, epoch) and sees no pixels; `apply` draws nothing and sees no
+    keys. So the batch, the rank and the worker of an image do not matter. A validation set always passes epoch 0 and
+    seed 0, so that its low-resolution images are a function of the key alone.
 
-    In training `hr = degradation.target(hr)` comes first, then `lr = degradation(hr, keys=..., epoch=..., seed=...)`;
-    the data module takes the latter's two steps itself, since a training batch can span two epochs.
+    In training, `hr = degradation.target(hr)` comes first, then `lr = degradation(hr, keys=..., epoch=..., seed=...)`.
+    The data module does the latter's two steps itself, since a training batch can span two epochs.
 
     Attributes:
         scale: how many times smaller the low-resolution image is, per side.
@@ -49,11 +49,12 @@ class Degradation(ABC):
         Args:
             hr: sharp images on any device.
             keys: one name per image, such as "div2k/0801".
-            epoch: a number that changes where the same image shall be degraded anew; constant in validation.
+            epoch: the same image is degraded differently in each epoch; constant in validation.
             seed: the experiment's seed for data.
 
         Raises:
-            ValueError: `hr` is no such batch, its sides do not divide by `scale`, or keys and images differ in number.
+            ValueError: `hr` is not such a batch, its sides are not multiples of `scale`, or there are more or fewer
+                keys than images.
         """
         if hr.ndim != 4 or hr.shape[1] != 3 or not hr.is_floating_point():
             raise ValueError(f"hr: expected [B,3,H,W] floats in [0,1], got {list(hr.shape)} {hr.dtype}")

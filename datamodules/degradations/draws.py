@@ -1,4 +1,4 @@
-"""Single draws from a generator, and checks of the numbers that steer them."""
+"""Single draws from a generator, and checks of their parameters."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def uniform(rng: np.random.Generator, limits: tuple[float, float]) -> float:
 
 
 def choose(rng: np.random.Generator, items: Sequence[Item], probabilities: Sequence[float]) -> Item:
-    """One of `items`, each as often as its probability says; they sum to 1."""
+    """One of `items`, by `probabilities` of sum 1."""
     rest = rng.random()
     for item, probability in zip(items, probabilities, strict=True):
         rest -= probability
@@ -25,7 +25,7 @@ def choose(rng: np.random.Generator, items: Sequence[Item], probabilities: Seque
 
 
 def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:
-    """The items in an order drawn uniformly from all orders."""
+    """The items in a random order, all orders equally likely."""
     return [items[i] for i in np.argsort([rng.random() for _ in items])]
 
 

@@ -1,11 +1,12 @@
-"""From a low-resolution image back to the sharp image's grid: the `up` of a batch."""
+"""Enlarges a low-resolution image to the grid of the sharp one: the `up` of a batch."""
 
 from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.degradations.bicubic import from_uint8, matlab_bicubic, pillow_bicubic, to_uint8
+from datamodules.degradations.bicubic import matlab_bicubic, pillow_bicubic
+from datamodules.degradations.levels import from_uint8, to_uint8
 
 Enlargement = Literal["matlab", "matlab_256", "pillow", "torch", "bilinear", "nearest"]
 
@@ -36,4 +37,4 @@ def enlarge(lr: Tensor, *, scale: int, kernel: Enlargement) -> Tensor:
     if kernel in ("torch", "bilinear"):
         mode = "bicubic" if kernel == "torch" else "bilinear"
         return functional.interpolate(lr, scale_factor=scale, mode=mode, align_corners=False)
-    raise ValueError(f"kernel: {kernel!r} is none of matlab, matlab_256, pillow, torch, bilinear, nearest")
+    raise ValueError(f"kernel: {kernel!r} is not one of matlab, matlab_256, pillow, torch, bilinear, nearest")

@@ -1,4 +1,4 @@
-"""Blur kernels of Real-ESRGAN (arXiv:2107.10833): Gaussians of every shape, plateaus, and the sinc filter."""
+"""Blur kernels of Real-ESRGAN (arXiv:2107.10833): generalized Gaussian, plateau-shaped and sinc kernels."""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ FAMILIES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso
 
 
 @dataclass(frozen=True)
-class KernelLaw:
-    """How one blur kernel is drawn; the names and units are Real-ESRGAN's.
+class KernelDistribution:
+    """From what one blur kernel is drawn; the names and units are Real-ESRGAN's.
 
     Attributes:
         blur_kernel_size: largest side, odd.
@@ -25,9 +25,9 @@ class KernelLaw:
         kernel_prob: their probabilities; they sum to 1.
         sinc_prob: how often the kernel is a sinc filter instead.
         blur_sigma: standard deviation along each axis, in pixels.
-        betag_range: exponent of generalised Gaussians; below and above 1 are equally likely.
-        betap_range: exponent of plateaus, likewise.
-        suffix: ends the names of keys in errors; "2" in the second stage.
+        betag_range: shape parameter beta of generalized Gaussians; below and above 1 are equally likely.
+        betap_range: shape parameter beta of plateau-shaped kernels, likewise.
+        suffix: end of the key names in errors; "2" in the second stage.
     """
 
     blur_kernel_size: int
@@ -45,6 +45,7 @@ class KernelLaw:
         unknown = set(self.kernel_list) - set(FAMILIES)
         if unknown:
             raise ValueError(f"kernel_list{self.suffix}: knows {', '.join(FAMILIES)}, got {', '.join(sorted(unknown))}")
+
         check_sizes("blur_kernel_size", self.suffix, (self.blur_kernel_size_min, self.blur_kernel_size))
         check_probabilities(f"kernel_prob{self.suffix}", self.kernel_prob, len(self.kernel_list))
         check_probability(f"sinc_prob{self.suffix}", self.sinc_prob)
@@ -54,10 +55,11 @@ class KernelLaw:
             check_range(f"{key}{self.suffix} from 1 on", (1.0, limits[1]), 1)
 
     def draw(self, rng: np.random.Generator) -> Recipe:
-        """One operation `blur` with all that `kernels` needs."""
+        """One operation `blur` with all parameters that `blur_kernels` needs."""
         size = draw_size(rng, (self.blur_kernel_size_min, self.blur_kernel_size))
         if rng.random() < self.sinc_prob:
-            return sinc(size, uniform(rng, (math.pi / 3 if size < 13 else math.pi / 5, math.pi)))
+            return sinc_operation(size, uniform(rng, (math.pi / 3 if size < 13 else math.pi / 5, math.pi)))
+
         family = choose(rng, self.kernel_list, self.kernel_prob)
         blur = {"name": "blur", "kernel": family, "size": size, "sigma_x": uniform(rng, self.blur_sigma)}
         if family.endswith("aniso"):
@@ -86,47 +88,51 @@ def draw_beta(rng: np.random.Generator, limits: tuple[float, float]) -> float:
     return uniform(rng, (limits[0], 1.0)) if rng.random() < 0.5 else uniform(rng, (1.0, limits[1]))
 
 
-def sinc(size: int, cutoff: float) -> Recipe:
-    """A sinc filter that passes frequencies below `cutoff` radians per pixel; pi passes nearly all."""
+def sinc_operation(size: int, cutoff: float) -> Recipe:
+    """One operation `blur` by a sinc filter: it passes frequencies below `cutoff` radians per pixel, pi nearly all."""
     return {"name": "blur", "kernel": "sinc", "size": size, "cutoff": cutoff}
 
 
-def kernels(blurs: Sequence[Recipe]) -> Tensor:
-    """Kernels of `blur` operations, `[B,K,K]` float32 of sum 1, on the CPU; smaller ones than K are framed by zeros."""
+def blur_kernels(blurs: Sequence[Recipe]) -> Tensor:
+    """Kernels of `blur` operations, `[B,K,K]` float32 of sum 1, on the CPU; those smaller than K are zero-padded."""
     side = max(blur["size"] for blur in blurs)
     axis = torch.arange(side, dtype=torch.float64) - side // 2
     y, x = axis[:, None], axis[None, :]
     weights = torch.empty(len(blurs), side, side, dtype=torch.float64)
-    for chosen, shape in (("sinc",), waves), (FAMILIES, bells):
-        places = [i for i, blur in enumerate(blurs) if blur["kernel"] in chosen]
-        if places:
-            weights[places] = shape([blurs[i] for i in places], x, y)
-    reach = column([blur["size"] // 2 for blur in blurs])
-    weights *= (x.abs() <= reach) & (y.abs() <= reach)
+    for families, make in (("sinc",), sinc_kernels), (FAMILIES, gaussian_and_plateau_kernels):
+        chosen = [i for i, blur in enumerate(blurs) if blur["kernel"] in families]
+        if chosen:
+            weights[chosen] = make([blurs[i] for i in chosen], x, y)
+
+    radius = per_kernel([blur["size"] // 2 for blur in blurs])
+    weights *= (x.abs() <= radius) & (y.abs() <= radius)
     return (weights / weights.sum((1, 2), keepdim=True)).float()
 
 
-def bells(blurs: Sequence[Recipe], x: Tensor, y: Tensor) -> Tensor:
-    """Gaussians exp(-d^beta / 2) and plateaus 1 / (1 + d^beta) of the squared elliptic distance d, not normalised.
+def gaussian_and_plateau_kernels(blurs: Sequence[Recipe], x: Tensor, y: Tensor) -> Tensor:
+    """Generalized Gaussian exp(-d^beta / 2) and plateau-shaped 1 / (1 + d^beta) kernels, not normalised.
 
-    The axis of the ellipse with standard deviation `sigma_x` is turned by `angle` from x (right) towards y (down).
+    d is the squared elliptic (Mahalanobis) distance. The axis of the ellipse with standard deviation `sigma_x` is
+    turned by `angle` from x (right) towards y (down).
     """
-    angle, beta = column([blur.get("angle", 0.0) for blur in blurs]), column([blur.get("beta", 1.0) for blur in blurs])
-    along = (angle.cos() * x + angle.sin() * y) / column([blur["sigma_x"] for blur in blurs])
-    across = (angle.cos() * y - angle.sin() * x) / column([blur.get("sigma_y", blur["sigma_x"]) for blur in blurs])
+    angle = per_kernel([blur.get("angle", 0.0) for blur in blurs])
+    beta = per_kernel([blur.get("beta", 1.0) for blur in blurs])
+    along = (angle.cos() * x + angle.sin() * y) / per_kernel([blur["sigma_x"] for blur in blurs])
+    across = (angle.cos() * y - angle.sin() * x) / per_kernel([blur.get("sigma_y", blur["sigma_x"]) for blur in blurs])
     distance = (along**2 + across**2) ** beta
-    plateau = column([blur["kernel"].startswith("plateau") for blur in blurs]) > 0
+
+    plateau = per_kernel([blur["kernel"].startswith("plateau") for blur in blurs]) > 0
     return torch.where(plateau, 1 / (1 + distance), torch.exp(-0.5 * distance))
 
 
-def waves(blurs: Sequence[Recipe], x: Tensor, y: Tensor) -> Tensor:
+def sinc_kernels(blurs: Sequence[Recipe], x: Tensor, y: Tensor) -> Tensor:
     """Circular low-pass filters `w J1(w r) / (2 pi r)`: section 3.3 of Real-ESRGAN, not normalised."""
-    cutoff = column([blur["cutoff"] for blur in blurs])
+    cutoff = per_kernel([blur["cutoff"] for blur in blurs])
     radius = (x**2 + y**2).sqrt()
-    wave = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius)
-    return torch.where(radius == 0, cutoff**2 / (4 * math.pi), wave)
+    kernel = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius)
+    return torch.where(radius == 0, cutoff**2 / (4 * math.pi), kernel)  # the limit at the centre
 
 
-def column(values: Sequence[float]) -> Tensor:
+def per_kernel(values: Sequence[float]) -> Tensor:
     """One number per kernel, `[B,1,1]` float64."""
     return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)

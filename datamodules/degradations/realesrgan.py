@@ -1,4 +1,4 @@
-"""The two-stage degradation of Real-ESRGAN (arXiv:2107.10833), with parameters of its own for each image."""
+"""The two-stage degradation of Real-ESRGAN (arXiv:2107.10833), with parameters drawn for each image."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from torch import Tensor
 from datamodules.degradations.blur import USM_SIZE, unsharp_mask
 from datamodules.degradations.degradation import Degradation, Recipe, generator
 from datamodules.degradations.draws import check_probability, shuffled, uniform
-from datamodules.degradations.jpeg import JPEGLaw
-from datamodules.degradations.kernels import FAMILIES, KernelLaw, check_sizes, draw_size, sinc
-from datamodules.degradations.noise import NoiseLaw
-from datamodules.degradations.operations import carry_out
-from datamodules.degradations.resize import ResizeLaw, draw_mode
-from datamodules.degradations.threads import one_by_one
+from datamodules.degradations.jpeg import JPEGDistribution
+from datamodules.degradations.kernels import FAMILIES, KernelDistribution, check_sizes, draw_size, sinc_operation
+from datamodules.degradations.noise import NoiseDistribution
+from datamodules.degradations.operations import apply_recipes
+from datamodules.degradations.resize import ResizeDistribution, draw_mode
+from datamodules.degradations.threads import map_in_threads
 
-Law = TypeVar("Law", KernelLaw, ResizeLaw, NoiseLaw, JPEGLaw)
+Distribution = TypeVar("Distribution", KernelDistribution, ResizeDistribution, NoiseDistribution, JPEGDistribution)
 PUBLISHED_PROB = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
 
 
@@ -27,8 +27,8 @@ class RealESRGAN(Degradation):
     """Blur, resize, noise, JPEG; the same again; and a sinc filter before or after the last JPEG.
 
     Names, units and defaults are those of `train_realesrgan_x4plus.yml`; a 2 marks the second stage. The reference
-    draws one set of resize and noise parameters per batch and mixes batches through a queue; here each image has its
-    own, so there is no queue.
+    draws one set of resize and noise parameters per batch and mixes batches through a queue; here they are drawn for
+    each image, so no queue is needed.
 
     Attributes:
         scale: how many times smaller the low-resolution image is, per side.
@@ -37,17 +37,17 @@ class RealESRGAN(Degradation):
         blur_kernel_size_min: smallest side; odd, 7 in the reference's code.
         kernel_list: kernel families to choose from.
         kernel_prob: their probabilities.
-        sinc_prob: how often a sinc filter takes their place.
+        sinc_prob: how often a sinc filter is used instead.
         blur_sigma: standard deviation of kernels, in pixels.
-        betag_range: exponent of generalised Gaussians.
-        betap_range: exponent of plateaus.
+        betag_range: shape parameter beta of generalized Gaussians.
+        betap_range: shape parameter beta of plateau-shaped kernels.
         resize_prob: how often the image grows, shrinks, keeps its size.
         resize_range: factor on the image's size; in the second stage on the final size.
         gaussian_noise_prob: how often noise is Gaussian; otherwise it is Poisson.
         noise_range: standard deviation of Gaussian noise, in grey levels of 255.
         poisson_scale_range: factor on Poisson noise.
         gray_noise_prob: how often the channels share one noise.
-        jpeg_range: JPEG quality.
+        jpeg_range: JPEG quality, 1 to 100.
         second_order_prob: how often there is a second blur, resize and noise (ResShift's key).
         second_blur_prob: how often the second stage blurs.
         final_sinc_prob: how often the final sinc filter is applied.
@@ -99,7 +99,7 @@ class RealESRGAN(Degradation):
     shuffle: bool = False
 
     def __post_init__(self) -> None:
-        """Builds the laws of both stages, which check their numbers.
+        """Builds the distributions of both stages, which check their parameters.
 
         Raises:
             ValueError: a value is impossible; the message names its key.
@@ -111,71 +111,80 @@ class RealESRGAN(Degradation):
             check_probability(name, getattr(self, name))
 
     def target(self, hr: Tensor) -> Tensor:
-        """`hr` (`[B,3,H,W]` in [0,1]), sharpened if `gt_usm` says so."""
+        """`hr` (`[B,3,H,W]` in [0,1]), sharpened if `gt_usm` is set."""
         if not self.gt_usm or len(hr) == 0:
             return hr
-        alone = hr.device.type == "cpu"
-        return one_by_one(lambda i: unsharp_mask(hr[i : i + 1]), len(hr)) if alone else unsharp_mask(hr)
+        if hr.device.type == "cpu":
+            return map_in_threads(lambda i: unsharp_mask(hr[i : i + 1]), len(hr))
+        return unsharp_mask(hr)
 
     def apply(self, hr: Tensor, recipes: Sequence[Recipe]) -> Tensor:
         """See `Degradation.apply`; `hr` is what `target` returned, in training. The result lies on 8-bit levels."""
-        return carry_out(recipes, hr, scale=self.scale)
+        return apply_recipes(recipes, hr, scale=self.scale)
 
     def recipe(self, key: str, *, epoch: int, seed: int) -> Recipe:
         """The operations on image `key`, in order; see `Degradation.recipe`."""
         rng = generator(key, epoch=epoch, seed=seed)
         first, second = self._stages
+
         operations = [first.kernel.draw(rng), first.resize.draw(rng, "rescale"), first.noise.draw(rng)]
         operations.append(first.jpeg.draw(rng))
         if rng.random() < self.second_order_prob:
             if rng.random() < self.second_blur_prob:
                 operations.append(second.kernel.draw(rng))
             operations += [second.resize.draw(rng, "resize"), second.noise.draw(rng)]
+
         if self.shuffle:
             operations = shuffled(rng, operations)
         return {"operations": operations + self._finish(rng)}
 
     def check_size(self, height: int, width: int, *, key: str) -> None:
-        """Also refuses images that may shrink, on their way, below half a kernel: borders could not be reflected."""
+        """Also refuses images that may shrink below half a kernel before its turn: borders could not be reflected."""
         super().check_size(height, width, key=key)
         first, last = min(1.0, self.resize_range[0]), min(1.0, self.resize_range2[0]) / self.scale
+
         for name, size, shrunk in (
             ("gt_usm", USM_SIZE if self.gt_usm else 1, 1.0),
             ("blur_kernel_size", self.blur_kernel_size, min(first, last) if self.shuffle else 1.0),
             ("blur_kernel_size2", self.blur_kernel_size2, min(first, last) if self.shuffle else first),
             ("final_sinc_size", self.final_sinc_size, 1 / self.scale),
         ):
-            side, half = int(min(height, width) * shrunk), size // 2
-            if side <= half:
-                crop = math.ceil((half + 1) / shrunk / self.scale) * self.scale
+            side, radius = int(min(height, width) * shrunk), size // 2
+            if side <= radius:
+                crop = math.ceil((radius + 1) / shrunk / self.scale) * self.scale
                 raise ValueError(
                     f"{key}: {height}x{width} is too small for {name}: {size} pixels wide, and the image may shrink to "
                     f"{side} before it; give images of at least {crop}x{crop}, or a smaller kernel"
                 )
 
     def _stage(self, suffix: str) -> "Stage":
-        """The laws of one stage, from the keys that end in `suffix`."""
+        """The distributions of one stage, from the keys that end in `suffix`."""
 
-        def law(kind: type[Law]) -> Law:
+        def distribution(kind: type[Distribution]) -> Distribution:
             names = [field.name for field in fields(kind) if field.name != "suffix"]
             return kind(suffix=suffix, **{name: getattr(self, name + suffix) for name in names})
 
-        return Stage(law(KernelLaw), law(ResizeLaw), law(NoiseLaw), law(JPEGLaw))
+        return Stage(
+            distribution(KernelDistribution),
+            distribution(ResizeDistribution),
+            distribution(NoiseDistribution),
+            distribution(JPEGDistribution),
+        )
 
     def _finish(self, rng: np.random.Generator) -> list[Recipe]:
         """To the final size, the sinc filter, and the last JPEG before or after both."""
         shrinking: list[Recipe] = [{"name": "resize", "factor": 1.0, "mode": draw_mode(rng)}]
         if rng.random() < self.final_sinc_prob:
             size = draw_size(rng, (self.final_sinc_size_min, self.final_sinc_size))
-            shrinking.append(sinc(size, uniform(rng, (math.pi / 3, math.pi))))
+            shrinking.append(sinc_operation(size, uniform(rng, (math.pi / 3, math.pi))))
         jpeg = self._stages[1].jpeg.draw(rng)
         return [*shrinking, jpeg] if rng.random() < 0.5 else [jpeg, *shrinking]
 
 
 class Stage(NamedTuple):
-    """The laws of one stage."""
+    """The distributions of one stage."""
 
-    kernel: KernelLaw
-    resize: ResizeLaw
-    noise: NoiseLaw
-    jpeg: JPEGLaw
+    kernel: KernelDistribution
+    resize: ResizeDistribution
+    noise: NoiseDistribution
+    jpeg: JPEGDistribution

@@ -8,18 +8,19 @@ from torch import Tensor
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.process import Process, Spacing, expand, noise_to_signal
 from lightning_modules.diffusion.randomness import Randn
-from lightning_modules.diffusion.samplers import Memory, Sampler
+from lightning_modules.diffusion.samplers import Memory, Sampler, needs_posterior
 
 
 class DoSMultistep(Sampler):
     """The exact solution of the linear part, with the denoiser extrapolated from its last one, two or three estimates.
 
-    In the noise-to-signal ratio the solution from t to s is the posterior step plus terms in the derivatives of the
-    estimate by that ratio. Order 1 is `Process.step` with `eta` 1 alone; order p needs p estimates, so a run ramps up.
+    In the process's `posterior_ratio`, for DoSSR that of noise to signal, the solution from t to s is the posterior
+    step plus terms in the derivatives of the estimate by that ratio. Order 1 is `Process.step` with `eta` 1 alone;
+    order p needs p estimates, so a run ramps up. Coefficients are float64.
+
     As published, the first derivative is a plain backward difference at order 3 too, half a step behind, so that the
     error is of second order. `third: corrected` adds what it lacks, half of the second difference, and is of third
     order. Under YODA a pixel that joins begins with first order again: what it held before is noise of other draws.
-    Coefficients are float64.
 
     Args:
         steps: Evaluations of the network.
@@ -64,11 +65,7 @@ class DoSMultistep(Sampler):
                 table entry to end at.
         """
         noise_to_signal(process, torch.ones(1))  # refuses a mean that is not a multiple of x0
-        if not process.markov:
-            raise TypeError(
-                f"DoSMultistep solves processes with a Markov posterior, such as VP and DomainShift, and not "
-                f"{type(process).__name__}, whose stochastic steps replace all noise; choose Ancestral"
-            )
+        needs_posterior(process, "DoSMultistep")
 
         times = super().grid(process)
         if self.final == "reference":
@@ -85,12 +82,12 @@ class DoSMultistep(Sampler):
         The memory holds the last estimate, its ratio and which pixels diffused, then the same of the first derivative.
         """
         process = denoiser.process
-        x0, here = denoiser(x_t, t), noise_to_signal(process, t)
+        x0, here = denoiser(x_t, t), process.posterior_ratio(t)
         x_s = process.step(x_t, x0=x0, anchor=denoiser.anchor, t=t, s=s, eta=1.0, randn=randn)
 
         derivatives, memory = self._derivatives(x0, here, denoiser.diffusing(t), memory)
         if derivatives:
-            weights = derivative_weights(here, noise_to_signal(process, s))
+            weights = derivative_weights(here, process.posterior_ratio(s))
             for weight, derivative in zip(weights, derivatives, strict=False):
                 x_s = x_s + expand(process.alpha(s) * weight, x_s) * derivative
         return x_s, memory

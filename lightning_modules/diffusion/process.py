@@ -85,6 +85,14 @@ class Process(ABC):
         """
         return t.double()
 
+    def posterior_ratio(self, t: Tensor) -> Tensor:
+        """The ratio by which a posterior step from `t` to `s` weighs `x0`, `[B]`.
+
+        The weight is `alpha(s) (1 - ratio(s)^2 / ratio(t)^2)`. The ratio is that of noise to signal where the forward
+        transition multiplies the state by `alpha(t) / alpha(s)`.
+        """
+        return noise_to_signal(self, t)
+
     def sample_t(self, n: int) -> Tensor:
         """Training times, float64 `[n]`, uniform on (0, 1]."""
         return 1 - torch.rand(n, dtype=torch.float64)

@@ -33,8 +33,6 @@ class RelayHeun(EDMHeun):
         ValueError: see `Sampler`.
     """
 
-    usual_eta = 0.2
-
     default_eta = 0.2
 
     def __init__(

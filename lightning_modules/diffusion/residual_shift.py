@@ -61,6 +61,10 @@ class ResidualShift(Tabulated):
         fresh = (shift_s / divisor * (shift_t - shift_s)).clamp(min=0).sqrt()
         return self.kappa * shift_s / divisor.sqrt(), self.kappa * fresh
 
+    def posterior_ratio(self, t: Tensor) -> Tensor:
+        """`std / sqrt(alpha)`, because the forward transition adds to the state without scaling it."""
+        return self.std(t) / self.alpha(t).sqrt()
+
     def start(self, *, anchor: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The degraded image with the noise of `t`: the shift is taken as complete, as the paper samples."""
         return anchor + expand(self.std(t), anchor) * noise

@@ -145,6 +145,12 @@ class Ancestral(Sampler):
         """See `Sampler.name`; tells a large variance."""
         return super().name(process) + ("-large" if self.variance == "large" else "")
 
+    def grid(self, process: Process) -> Tensor:
+        """See `Sampler.grid`; a large variance is that of a Markov chain's transition."""
+        if self.variance == "large":
+            needs_posterior(process, "variance: large")
+        return super().grid(process)
+
     def step(
         self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn
     ) -> tuple[Tensor, Memory]:
@@ -162,6 +168,19 @@ class Ancestral(Sampler):
             added_std=added,
         )
         return x_s, ()
+
+
+def needs_posterior(process: Process, asking: str) -> None:
+    """Refuses a process whose stochastic steps are not those of a Markov chain's posterior.
+
+    Raises:
+        TypeError: `process.markov` is False.
+    """
+    if not process.markov:
+        raise TypeError(
+            f"{asking} needs a process with a Markov posterior, such as VP or ResidualShift, and not "
+            f"{type(process).__name__}, whose stochastic steps replace all noise; choose EDMHeun, Ancestral or DDIM"
+        )
 
 
 def transition_std(process: Process, t: Tensor, s: Tensor) -> Tensor:
@@ -215,6 +234,8 @@ class DPMSolverPlusPlus(Sampler):
     def grid(self, process: Process) -> Tensor:
         """See `Sampler.grid`; a process whose mean applies an operator to x0 is refused."""
         noise_to_signal(process, torch.ones(1))  # refused whatever the spacing
+        if self.stochastic:
+            needs_posterior(process, "DPMSolverPlusPlus with stochastic: true")
         return super().grid(process)
 
     def step(

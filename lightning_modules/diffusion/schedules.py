@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -39,52 +38,6 @@ class Schedule(ABC):
                 f"{type(self).__name__}: betas must lie in (0, 1], but these go from {betas.min():g} to {betas.max():g}"
             )
         return torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - betas, dim=0)])
-
-    def table(self) -> dict[str, Tensor]:
-        """The rows that published checkpoints store beside their weights, float64 `[steps]`, by their names there.
-
-        The processes need none of them; importing compares them with the file.
-        """
-        betas, levels = self.betas(), self.alphas_cumprod()
-        level, before = levels[1:], levels[:-1]
-        variance = betas * (1 - before) / (1 - level)
-        return {
-            "betas": betas,
-            "alphas_cumprod": level,
-            "alphas_cumprod_prev": before,
-            "sqrt_alphas_cumprod": level.sqrt(),
-            "sqrt_one_minus_alphas_cumprod": (1 - level).sqrt(),
-            "log_one_minus_alphas_cumprod": (1 - level).log(),
-            "sqrt_recip_alphas_cumprod": (1 / level).sqrt(),
-            "sqrt_recipm1_alphas_cumprod": (1 / level - 1).sqrt(),
-            "posterior_variance": variance,
-            "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
-            "posterior_mean_coef1": betas * before.sqrt() / (1 - level),
-            "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - level),
-        }
-
-    def without_table(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`state` less the table's rows, after checking that they are this schedule's.
-
-        Raises:
-            ValueError: a row is missing, or the file was made with another schedule.
-        """
-        table = self.table()
-        for name in ("betas", "alphas_cumprod"):
-            stored, own = state.get(name), table[name]
-            if (
-                stored is None
-                or stored.shape != own.shape
-                or not torch.allclose(stored.double(), own, rtol=0, atol=1e-6)
-            ):
-                found = (
-                    "no such row" if stored is None else f"{len(stored)} values, {stored[0]:.3g} to {stored[-1]:.3g}"
-                )
-                raise ValueError(
-                    f"{name}: the file has {found}, the configured schedule {len(own)} values, "
-                    f"{own[0]:.3g} to {own[-1]:.3g}"
-                )
-        return {key: value for key, value in state.items() if key not in table}
 
 
 def _ramp(start: float, end: float, steps: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""Scores of images that torchmetrics lacks, or defines otherwise than super-resolution papers do."""
+"""Scores of images and of sets of images, and where their weights come from."""

@@ -4,6 +4,32 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from lightning_modules.metrics.score import Score
+
+
+class LRConsistency(Score):
+    """`lr_psnr` as a score: PSNR in dB between the averaged result and the low-resolution image.
+
+    Methods that see the low-resolution image only at the start, as Relay Diffusion does, can drift away from it.
+
+    Args:
+        optional: See `Loadable`.
+    """
+
+    name = "lr_psnr"
+    higher_is_better = True
+    reads_lr = True
+    definition = "dB, peak 1, over R, G and B, between cell averages of the result and the low-resolution image"
+
+    def __init__(self, *, optional: bool = False) -> None:
+        super().__init__(optional=optional)
+
+    def forward(self, sr: Tensor, hr: Tensor | None = None, lr: Tensor | None = None) -> Tensor:
+        """See `Score.forward`."""
+        if lr is None:
+            raise ValueError(f"{self.name} compares with the low-resolution image, which is missing (no `lr`)")
+        return lr_psnr(sr, lr)
+
 
 def lr_psnr(sr: Tensor, lr: Tensor) -> Tensor:
     """PSNR between the cell averages of the enlarged image and the low-resolution image, over all channels.

@@ -12,10 +12,19 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 from torchmetrics import Metric
 
-from lightning_modules.metrics.pixels import luma
+from lightning_modules.metrics.pixels import crop_border, luma
+from lightning_modules.metrics.score import NoReferenceScore
+from lightning_modules.metrics.weights import WeightFile, WeightsError, obtain
+
+FILE = WeightFile(
+    name="niqe_pris_params.npz",
+    url="https://raw.githubusercontent.com/XPixelGroup/BasicSR/master/basicsr/metrics/niqe_pris_params.npz",
+    sha256="2a7c182a68c9e7f1b2e2e5ec723279d6f65d912b6fcaf37eb2bf03d7367c4296",
+)
 
 FEATURES = 36  # 18 at each of two scales
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # neighbours whose products are modelled
+MIRRORED = 8  # pixels, even and more than the antialiased kernel reaches
 SHARP = 0.75  # share of the sharpest block's sharpness that a block of a pristine image needs
 
 
@@ -26,66 +35,64 @@ class NaturalModel(NamedTuple):
     covariance: Tensor  # [36,36] float64
 
 
-class NIQE(Metric):
+class NIQE(NoReferenceScore):
     """Natural image quality evaluator (Mittal, Soundararajan, Bovik 2013), lower is better.
 
-    Follows the authors' MATLAB release as BasicSR ports it: Y in 0..255, no border, blocks without overlap at two
-    scales. The half-size image is made by antialiased bicubic, as in MATLAB (BasicSR takes bilinear).
+    Follows the authors' MATLAB release as BasicSR ports it: Y in 0..255 rounded to whole levels, no border, blocks
+    without overlap at two scales. An image of which fewer than two blocks have any texture scores NaN.
 
     Args:
-        model: The model of natural photographs: a published `niqe_pris_params.npz` (BasicSR) or `modelparameters.mat`
+        weights: The model of natural photographs: a published `niqe_pris_params.npz` (BasicSR) or `modelparameters.mat`
             (the authors' release), or what `python -m lightning_modules.metrics.niqe PHOTOS MODEL.npz` makes of a
-            folder of sharp photographs. Scores of different models cannot be compared.
+            folder of sharp photographs. By default BasicSR's, found or downloaded, see `weights.obtain`. Scores of
+            different models cannot be compared.
         block: Side of a block. 96 is the authors'; images below 192 pixels have too few of those, for 128 take 32.
+        optional: See `Loadable`.
 
     Raises:
-        FileNotFoundError: there is no such model file.
-        ValueError: the file holds no such model, or `block` is odd or too small.
+        ValueError: `block` is odd or too small.
     """
 
-    is_differentiable = False
     higher_is_better = False
-    full_state_update = False
     mean: Tensor
     covariance: Tensor
-    total: Tensor
-    count: Tensor
 
-    def __init__(self, model: str, block: int = 96) -> None:
-        super().__init__()
+    def __init__(self, weights: str | None = None, block: int = 96, *, optional: bool = False) -> None:
+        super().__init__(optional=optional)
         if block < 16 or block % 2:
             raise ValueError(f"block must be even and at least 16, got {block}")
-        self.block = block
-        mean, covariance = read_model(Path(model))
-        self.register_buffer("mean", mean, persistent=False)  # of the model's file, and no part of a checkpoint
-        self.register_buffer("covariance", covariance, persistent=False)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.weights, self.block = weights, block
+        self.name = "niqe" if block == 96 else f"niqe_block{block}"
+        self.smallest = 2 * block  # a covariance needs 2x2 blocks
+        self.definition = f"NIQE on rounded Y of BT.601 in studio range, blocks of {block} pixels, whole image"
+        # The numbers come from a file of their own and are no part of a checkpoint.
+        self.register_buffer("mean", torch.zeros(FEATURES, dtype=torch.float64), persistent=False)
+        self.register_buffer("covariance", torch.eye(FEATURES, dtype=torch.float64), persistent=False)
 
-    def update(self, image: Tensor) -> None:
-        """Adds the images of a batch, `[B,3,H,W]` in [0, 1]."""
-        scores = self.per_image(image)
-        self.total += scores.sum()
-        self.count += len(scores)
-
-    def compute(self) -> Tensor:
-        """The mean over all images."""
-        return self.total / self.count
+    def load(self) -> None:
+        """See `Loadable.load`."""
+        if self.files:
+            return
+        path = obtain(FILE, self.weights, needed_by="NIQE")
+        mean, covariance = read_model(path)
+        self.mean.copy_(mean)
+        self.covariance.copy_(covariance)
+        self.record(path)
 
     @torch.no_grad()
-    def per_image(self, image: Tensor) -> Tensor:
-        """`[B]` float64 for `[B,3,H,W]` in [0, 1]; NaN for an image of which fewer than two blocks have any texture.
+    def judge(self, image: Tensor) -> Tensor:
+        """`[B]` float64 for `[B,3,H,W]` in [0, 1].
 
         Raises:
-            ValueError: an image has fewer than 2x2 blocks, of which no covariance can be taken.
+            ValueError: an image has fewer than 2x2 blocks.
         """
         height, width = image.shape[-2:]
-        if min(height, width) < 2 * self.block:
+        if min(height, width) < self.smallest:
             raise ValueError(
                 f"NIQE needs 2x2 blocks of {self.block} pixels, got an image of {width}x{height}; set block to at most "
                 f"{min(height, width) // 4 * 2}, and state it with the score"
             )
-        luminance = 255 * luma(image.double())
+        luminance = luminance_of(image)
         return torch.stack([self._distance(features(plane[None], self.block)[0]) for plane in luminance])
 
     def _distance(self, of_blocks: Tensor) -> Tensor:
@@ -98,11 +105,48 @@ class NIQE(Metric):
         return (difference @ inverse @ difference).sqrt()
 
 
+class NIQEMetric(Metric):
+    """`NIQE` as a metric of torchmetrics: the mean over all images.
+
+    Args:
+        model: See `NIQE`, `weights`.
+        block: See `NIQE`.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, model: str | None = None, block: int = 96) -> None:
+        super().__init__()
+        self.score = NIQE(model, block)
+        self.score.load()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, image: Tensor) -> None:
+        """Adds the images of a batch, `[B,3,H,W]` in [0, 1]."""
+        scores = self.score(image)
+        self.total += scores.sum()
+        self.count += len(scores)
+
+    def compute(self) -> Tensor:
+        """The mean over all images."""
+        return self.total / self.count
+
+
+def luminance_of(image: Tensor) -> Tensor:
+    """Y in 0..255, rounded to whole levels as MATLAB's images are: `[B,1,H,W]` float64 of `[B,3,H,W]` in [0, 1]."""
+    return (255 * luma(image.double())).round()
+
+
 def features(luminance: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """Features and sharpness of the blocks of one image.
 
     Args:
-        luminance: `[1,1,H,W]` float64 in 0..255; what does not fill a block at the right and below is left out.
+        luminance: `[1,1,H,W]` float64, of `luminance_of`; what fills no block at the right and below is left out.
         block: Side of a block.
 
     Returns:
@@ -111,25 +155,41 @@ def features(luminance: Tensor, block: int) -> tuple[Tensor, Tensor]:
     height, width = (size // block * block for size in luminance.shape[-2:])
     image = luminance[..., :height, :width]
     normalised, deviation = _normalise(image)
-    half = 255 * interpolate(image / 255, scale_factor=0.5, mode="bicubic", antialias=True)
+    half = 255 * _halve(image / 255)
     fine, coarse = _blocks(normalised, block), _blocks(_normalise(half)[0], block // 2)
     both = torch.cat([_block_features(fine), _block_features(coarse)], dim=1)
     return both, _blocks(deviation, block).mean(dim=(1, 2))
 
 
 def _normalise(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 1: each pixel less its local mean, over its local deviation plus 1; and that deviation."""
-    offsets = torch.arange(7, dtype=image.dtype, device=image.device) - 3
+    """Eq. 1: each pixel less its local mean, over its local deviation plus 1; and that deviation.
+
+    Local means are rounded to float32, as the reference's are: a flat area is then exactly 0, and the fit counts it as
+    neither negative nor positive. Without it the last bit of each sum would decide.
+    """
+    offsets = torch.arange(7, dtype=torch.float64, device=image.device) - 3
     weights = torch.exp(-(offsets**2) / (2 * (7 / 6) ** 2))
     weights = weights / weights.sum()
 
     def smooth(values: Tensor) -> Tensor:
-        values = pad(values, (3, 3, 3, 3), mode="replicate")
-        return conv2d(conv2d(values, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
+        values = pad(values.double(), (3, 3, 3, 3), mode="replicate")
+        return conv2d(conv2d(values, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1)).float()
 
+    image = image.float()
     mean = smooth(image)
     deviation = (smooth(image**2) - mean**2).abs().sqrt()
-    return (image - mean) / (deviation + 1), deviation
+    return ((image - mean) / (deviation + 1)).double(), deviation.double()
+
+
+def _halve(image: Tensor) -> Tensor:
+    """Half the size as MATLAB's `imresize` makes it: antialiased bicubic, the image mirrored at its borders."""
+    mirrored = image
+    for direction in (-2, -1):
+        length = image.shape[direction]
+        before = mirrored.narrow(direction, 0, MIRRORED).flip(direction)
+        after = mirrored.narrow(direction, length - MIRRORED, MIRRORED).flip(direction)
+        mirrored = torch.cat([before, mirrored, after], dim=direction)
+    return crop_border(interpolate(mirrored, scale_factor=0.5, mode="bicubic", antialias=True), MIRRORED // 2)
 
 
 def _blocks(image: Tensor, block: int) -> Tensor:
@@ -193,7 +253,7 @@ def fit_model(images: Iterable[Tensor], block: int = 96) -> NaturalModel:
 def _sharp_features(image: Tensor, block: int) -> Tensor:
     if min(image.shape[-2:]) < block:
         raise ValueError(f"an image of {image.shape[-1]}x{image.shape[-2]} holds no block of {block} pixels")
-    of_blocks, sharpness = features(255 * luma(image.double())[None], block)
+    of_blocks, sharpness = features(luminance_of(image[None]), block)
     return of_blocks[sharpness > SHARP * sharpness.max()]
 
 
@@ -201,22 +261,15 @@ def read_model(path: Path) -> NaturalModel:
     """Reads a model of natural photographs, `.npz` or MATLAB's `.mat`, executing nothing of it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no such model.
+        WeightsError: the file holds no such model.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: NIQE needs a model of natural photographs. Take modelparameters.mat of the authors' release or "
-            "niqe_pris_params.npz of BasicSR, or make one of sharp photographs: "
-            "python -m lightning_modules.metrics.niqe PHOTOS MODEL.npz"
-        )
     try:
         arrays = _read_mat(path) if path.suffix == ".mat" else dict(np.load(path, allow_pickle=False))
         found = {name.replace("_pris_param", "_prisparam"): value for name, value in arrays.items()}
         mean = torch.from_numpy(np.asarray(found["mu_prisparam"], dtype=np.float64)).reshape(FEATURES)
         covariance = torch.from_numpy(np.asarray(found["cov_prisparam"], dtype=np.float64)).reshape(FEATURES, FEATURES)
     except (KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
-        raise ValueError(f"{path}: holds no mean and covariance of NIQE's {FEATURES} features ({error})") from error
+        raise WeightsError(f"{path}: holds no mean and covariance of NIQE's {FEATURES} features ({error})") from error
     return NaturalModel(mean=mean, covariance=covariance)
 
 

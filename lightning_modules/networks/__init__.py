@@ -1,1 +1,1 @@
-"""One architecture a file. Networks that load published weights keep the published key names."""
+"""One architecture per file. Networks for which weights are published keep the published key names."""

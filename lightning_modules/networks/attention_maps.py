@@ -1,4 +1,4 @@
-"""Where an image has detail: DINO's attention, and maps that need no weights. YODA makes its mask of them."""
+"""Maps of where an image has detail, from DINO and from filters that need no weights. YODA makes its mask of them."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Literal, Self, cast
@@ -16,11 +16,14 @@ IMAGES_AT_ONCE = 8  # transformers keeps the attention of every block, 180 MB an
 
 
 class AttentionMap(nn.Module, ABC):
-    """A map of an image, normalised image by image, frozen, and the same under every precision plugin.
+    """A map of an image, normalised for each image by itself.
+
+    It is frozen and computed in float32 under autocast as well, so that it is the same in every precision.
 
     Args:
-        norm: `minmax` puts the smallest value at 0 and the largest at 1; `p2p98` the 2nd and 98th percentile, clipped;
-            `rank` gives each pixel its share of smaller values (equal values share theirs).
+        norm: `minmax` maps the smallest value to 0 and the largest to 1. `p2p98` does so with the 2nd and the 98th
+            percentile and clips. `rank` gives each pixel the share of pixels with smaller values, where equal values
+            get their mean.
     """
 
     def __init__(self, norm: Norm = "minmax") -> None:
@@ -29,14 +32,17 @@ class AttentionMap(nn.Module, ABC):
 
     @abstractmethod
     def saliency(self, image: Tensor) -> Tensor:
-        """The map before normalisation, `[B,1,h',w']`, of images `[B,3,h,w]` in [0, 1]."""
+        """The map before normalisation: images `[B,3,h,w]` in [0, 1] to `[B,1,h',w']`."""
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """The map, `[B,1,h',w']` float32 in [0, 1], on a grid of its own that covers the image.
+        """The normalised map.
 
         Args:
-            image: `[B,3,h,w]` in [-1, 1]; the low-resolution image, which is all there is at test time.
+            image: `[B,3,h,w]` in [-1, 1]; the low-resolution image, the only one that exists at test time.
+
+        Returns:
+            `[B,1,h',w']` float32 in [0, 1]; the size is the map's own, its area is the whole image.
         """
         with torch.autocast(image.device.type, enabled=False):
             return normalise(self.saliency((image.float() + 1) / 2).float(), self.norm)
@@ -47,21 +53,24 @@ class AttentionMap(nn.Module, ABC):
 
 
 def normalise(saliency: Tensor, norm: Norm) -> Tensor:
-    """`[B,1,h,w]` to [0, 1], each image by itself; a map without contrast becomes 0 (`rank`: one half)."""
+    """`[B,1,h,w]` to [0, 1], each image by itself; a constant map becomes 0, and 0.5 with `rank`."""
     flat = saliency.flatten(1)
+
     if norm == "rank":
         ordered = flat.sort(dim=1).values
         below = torch.searchsorted(ordered, flat, right=False)
         up_to = torch.searchsorted(ordered, flat, right=True)
         ranks = (below + up_to - 1) / (2 * max(flat.shape[1] - 1, 1))
         return ranks.view_as(saliency)
+
     ends = (0.02, 0.98) if norm == "p2p98" else (0.0, 1.0)
     low, high = (percentile(flat, end)[:, None, None, None] for end in ends)
     return ((saliency - low) / (high - low + 1e-12)).clamp(0, 1)
 
 
 def percentile(flat: Tensor, share: float) -> Tensor:
-    """The value below which `share` of each row lies, `[B,N]` to `[B]`, interpolated; for rows of any length."""
+    """The value below which `share` of each row lies, interpolated: `[B,N]` to `[B]`."""
+    # torch.quantile does the same, but refuses rows of more than 16 million values.
     position = share * (flat.shape[1] - 1)
     below = int(position)
     ordered = flat.sort(dim=1).values
@@ -69,17 +78,17 @@ def percentile(flat: Tensor, share: float) -> Tensor:
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur `[B,C,h,w]` over 3 sigma each way; repeats the border, so that an image of any size will do."""
+    """Gaussian blur of `[B,C,h,w]`, cut off at 3 sigma; the border is repeated, which works for images of any size."""
     size = 2 * round(3 * sigma) + 1
     blurred: Tensor = gaussian_blur2d(image, (size, size), (sigma, sigma), border_type="replicate")
     return blurred
 
 
 class Constant(AttentionMap):
-    """The same attention everywhere; with `value` + YODA's lower bound >= 1, every pixel always diffuses.
+    """The same attention everywhere. Where it and YODA's lower bound add up to 1, every pixel always diffuses.
 
     Args:
-        value: in [0, 1].
+        value: The attention, in [0, 1].
 
     Raises:
         ValueError: `value` is outside [0, 1].
@@ -101,7 +110,7 @@ class Constant(AttentionMap):
 
 
 class Sobel(AttentionMap):
-    """Magnitude of the luma's gradient, blurred with sigma 1."""
+    """Magnitude of the luma's gradient, blurred with a sigma of 1 pixel."""
 
     def saliency(self, image: Tensor) -> Tensor:
         """`[B,1,h,w]`."""
@@ -109,13 +118,13 @@ class Sobel(AttentionMap):
 
 
 class Canny(AttentionMap):
-    """Canny's edges of the luma, blurred with sigma 1.5.
+    """Canny's edges of the luma, blurred with a sigma of 1.5 pixels.
 
     Args:
-        low: gradient from which an edge that touches a strong one goes on, in luma of [0, 1] under unnormalised Sobel
-            kernels; the default is the customary 100 of 255.
-        high: gradient of a strong edge, likewise; 200 of 255.
-        norm: see `AttentionMap`.
+        low: Gradient above which a pixel next to a strong edge continues it. The unit is luma in [0, 1] under
+            unnormalised Sobel kernels; the default is the customary 100 of 255.
+        high: Gradient above which a pixel is a strong edge, in the same unit; the default is 200 of 255.
+        norm: See `AttentionMap`.
     """
 
     def __init__(self, low: float = 0.4, high: float = 0.8, norm: Norm = "minmax") -> None:
@@ -129,11 +138,11 @@ class Canny(AttentionMap):
 
 
 class ScaleSpace(AttentionMap):
-    """The strongest blob at each pixel: the largest `sigma^2 |Laplacian of Gaussian|` of the luma over scales.
+    """The strongest blob at each pixel: the largest `sigma^2 |Laplacian of Gaussian|` of the luma over all scales.
 
     Args:
-        sigmas: the scales, in pixels of the image.
-        norm: see `AttentionMap`.
+        sigmas: The scales, in pixels of the image.
+        norm: See `AttentionMap`.
     """
 
     def __init__(self, sigmas: tuple[float, ...] = (1.0, 1.6, 2.56, 4.0), norm: Norm = "minmax") -> None:
@@ -148,7 +157,7 @@ class ScaleSpace(AttentionMap):
 
 
 def laplacian(image: Tensor) -> Tensor:
-    """The five-point Laplacian of `[B,1,h,w]`, with repeated borders."""
+    """The five-point Laplacian of `[B,1,h,w]`, to the same shape; the border is repeated."""
     kernel = image.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
     return functional.conv2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), kernel[None, None])
 
@@ -157,15 +166,15 @@ class DinoViT(AttentionMap):
     """What DINO's class token attends to in the last block of a vision transformer (arXiv:2104.14294).
 
     Args:
-        weights: hub id (`facebook/dino-vits8` or `facebook/dino-vitb8`), or a folder with the same files.
-        combine: over the heads: `max` of the heads, each brought to [0, 1] first so that none drowns the others;
-            `mean`; or the number of one head.
-        side: length that the image's shorter side is resized to; both sides become multiples of the patch.
-        norm: see `AttentionMap`.
+        weights: Hub id (`facebook/dino-vits8` or `facebook/dino-vitb8`), or a folder with the same files.
+        combine: How the heads become one map: `max` over the heads, each normalised to [0, 1] first, so that a head
+            with large values does not hide the others; `mean`; or the number of one head.
+        side: Length that the image's shorter side is resized to; both sides become multiples of the patch.
+        norm: See `AttentionMap`.
 
     Raises:
-        FileNotFoundError: the weights are neither there nor to be had.
-        ValueError: they are no complete vision transformer, or it has no such head.
+        FileNotFoundError: the weights are missing and cannot be downloaded.
+        ValueError: the weights are no complete vision transformer, or it has no such head.
     """
 
     def __init__(
@@ -176,7 +185,7 @@ class DinoViT(AttentionMap):
         norm: Norm = "minmax",
     ) -> None:
         super().__init__(norm)
-        from transformers import ViTModel  # takes seconds, and the weight-free maps do without it
+        from transformers import ViTModel  # takes seconds to import
 
         self.model = pretrained(ViTModel, weights, add_pooling_layer=False, attn_implementation="eager")
         self.combine, self.side, heads = combine, side, self.model.config.num_attention_heads
@@ -187,10 +196,12 @@ class DinoViT(AttentionMap):
         """`[B,1,h',w']`, a value for each patch."""
         shown = imagenet_input(image, self.side, multiple=self.model.config.patch_size)
         heads = torch.cat([self.class_attention(part) for part in torch.split(shown, IMAGES_AT_ONCE)])
+
         if isinstance(self.combine, int):
             return heads[:, self.combine, None]
         if self.combine == "mean":
             return heads.mean(dim=1, keepdim=True)
+
         each = normalise(heads.flatten(0, 1)[:, None], "minmax").view_as(heads)
         return each.amax(dim=1, keepdim=True)
 
@@ -202,18 +213,19 @@ class DinoViT(AttentionMap):
 
 
 class DinoResNet50(AttentionMap):
-    """Activations of a ResNet-50 trained with DINO. It has no heads: the channels are combined.
+    """Activations of a ResNet-50 that was trained with DINO, combined over channels.
 
     Args:
-        weights: hub id, or a folder with the same files.
+        weights: Hub id, or a folder with the same files.
         combine: `max` or `mean` over channels.
-        stage: 4, the last, gives a value for 32x32 pixels of the resized image; 3 for 16x16.
-        side: length that the image's shorter side is resized to; both sides become multiples of 32.
-        norm: see `AttentionMap`.
+        stage: Which activations: the last stage, 4, has a value for every 32x32 pixels of the resized image, stage 3
+            for every 16x16.
+        side: Length that the image's shorter side is resized to; both sides become multiples of 32.
+        norm: See `AttentionMap`.
 
     Raises:
-        FileNotFoundError: the weights are neither there nor to be had.
-        ValueError: they are no complete ResNet.
+        FileNotFoundError: the weights are missing and cannot be downloaded.
+        ValueError: the weights are no complete ResNet.
     """
 
     def __init__(
@@ -225,7 +237,7 @@ class DinoResNet50(AttentionMap):
         norm: Norm = "minmax",
     ) -> None:
         super().__init__(norm)
-        from transformers import ResNetModel  # takes seconds, and the weight-free maps do without it
+        from transformers import ResNetModel  # takes seconds to import
 
         self.model = pretrained(ResNetModel, weights)
         self.combine, self.stage, self.side = combine, stage, side
@@ -238,10 +250,14 @@ class DinoResNet50(AttentionMap):
 
 
 def imagenet_input(image: Tensor, side: int, multiple: int) -> Tensor:
-    """`[B,3,h,w]` in [0, 1], resized bicubically and standardised as ImageNet's networks expect.
+    """Images resized bicubically and standardised as networks trained on ImageNet expect.
 
-    The shorter side becomes `side`, and both the nearest multiples of `multiple`, so that the patches cover the image
-    exactly. Low-resolution images must be enlarged: one of their patches holds too much to tell apart.
+    Low-resolution images must be enlarged, because a patch of theirs covers too much of the scene.
+
+    Args:
+        image: `[B,3,h,w]` in [0, 1].
+        side: Length of the shorter side afterwards.
+        multiple: Both sides are rounded to multiples of it, so that patches cover the image exactly.
     """
     scale = side / min(image.shape[-2:])
     size = [max(1, round(length * scale / multiple)) * multiple for length in image.shape[-2:]]
@@ -251,11 +267,11 @@ def imagenet_input(image: Tensor, side: int, multiple: int) -> Tensor:
 
 
 def pretrained(architecture: Any, weights: str, **options: Any) -> Any:
-    """A frozen transformers model with every weight read from the hub or a folder.
+    """A frozen model of transformers, with every weight read from the hub or from a folder.
 
     Raises:
-        FileNotFoundError: the weights are neither there nor to be had.
-        ValueError: the folder holds another kind of model, a damaged file, or not all of its weights.
+        FileNotFoundError: the weights are missing and cannot be downloaded.
+        ValueError: the folder holds another kind of model, a damaged file, or only a part of the weights.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig
@@ -276,6 +292,7 @@ def pretrained(architecture: Any, weights: str, **options: Any) -> Any:
         ) from error
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{weights} cannot be read as a {architecture.__name__}: {error}") from error
+
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"{weights} lacks {len(missing)} weights of a {architecture.__name__}, such as {missing[0]}")

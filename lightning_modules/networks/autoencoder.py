@@ -1,14 +1,22 @@
-"""Frozen autoencoders of diffusers, as `Latent` uses them."""
+"""Frozen autoencoders of diffusers, between which and pixels `Latent` translates."""
 
-from typing import cast
+from typing import Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_modules.networks.hub import Frozen, frozen
+from lightning_modules.hub import frozen
 
 OPTION = "--model.init_args.space.init_args.autoencoder.init_args.weights"
-CONVERTER = "python -m lightning_modules.published_autoencoder autoencoder_vq_f4.pth --out FOLDER"
+CONVERTER = "lightning import autoencoder_vq_f4.pth --autoencoder --out FOLDER"
+
+
+class Frozen(nn.Module):
+    """A module that stays in evaluation mode, whatever mode the module around it is set to."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets evaluation mode."""
+        return super().train(False)
 
 
 class KLAutoencoder(Frozen):
@@ -17,30 +25,40 @@ class KLAutoencoder(Frozen):
     Args:
         weights: Hub id, or a folder of the same layout.
         subfolder: Of the autoencoder in it; empty where the folder is the autoencoder itself.
-        tile: Images larger than this many pixels a side are encoded and decoded in overlapping, blended tiles of it,
-            which bounds memory; each tile is normalised by itself, so the result differs slightly. None: never.
+        tile: Side of a tile in pixels. Larger images are encoded and decoded in overlapping, blended tiles, which
+            bounds memory; each tile is normalised by itself, so the result differs slightly. None for no tiles.
+
+    Attributes:
+        factor: Pixels per side that a latent pixel covers.
+        scale: What latents are multiplied by, so that their standard deviation is near 1.
 
     Raises:
-        FileNotFoundError: the weights are neither there nor to be had.
-        ValueError: they are no complete `AutoencoderKL`, or `tile` is no multiple of a latent pixel.
+        FileNotFoundError: the weights are missing and cannot be downloaded.
+        ValueError: the weights are no complete `AutoencoderKL`, or `tile` is no multiple of 4 latent pixels.
     """
 
     def __init__(self, weights: str, subfolder: str = "vae", tile: int | None = None) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL  # takes seconds, and other spaces do without it
+        from diffusers import AutoencoderKL  # takes seconds to import
 
         self.model = frozen(AutoencoderKL, weights, subfolder=subfolder, option=OPTION)
         self.factor = 2 ** (len(self.model.config.block_out_channels) - 1)
         self.scale: float = self.model.config.scaling_factor
+
         if tile is not None:
-            if tile % (4 * self.factor):
+            if tile % (4 * self.factor):  # diffusers' tiles overlap by a quarter, in whole latent pixels
                 raise ValueError(f"tile {tile} of the autoencoder must be a multiple of {4 * self.factor} pixels")
             self.model.enable_tiling()
             self.model.tile_sample_min_size, self.model.tile_latent_min_size = tile, tile // self.factor
 
     @torch.no_grad()
     def encode(self, image: Tensor, sample: bool) -> Tensor:
-        """The posterior's mode, or a sample of it from the global generator."""
+        """`[B,3,H,W]` in [-1, 1] to `[B,4,H/8,W/8]`, before `scale`.
+
+        Args:
+            image: The image.
+            sample: Draw from the posterior, with the global generator, instead of taking its mode.
+        """
         posterior = self.model.encode(image).latent_dist
         return cast(Tensor, posterior.sample() if sample else posterior.mode())
 
@@ -52,32 +70,37 @@ class KLAutoencoder(Frozen):
 class VQAutoencoder(Frozen):
     """A vector-quantised autoencoder: `VQModel` of diffusers; ResShift's VQ-f4, `[B,3,H,W]` to `[B,3,H/4,W/4]`.
 
-    Encoding does not quantise, decoding does; gradients pass the quantisation unchanged.
+    Diffusion runs on latents that are not quantised: `encode` leaves them as they are and `decode` quantises them. In
+    the backward pass, gradients skip the quantisation.
 
     Args:
-        weights: Hub id, or a folder with `config.json` and `diffusion_pytorch_model.safetensors`; `python -m
-            lightning_modules.published_autoencoder` makes one of ResShift's public file.
-        subfolder: Of the autoencoder in it.
-        scale: Multiplies latents; ResShift's 1. What `config.json` says is Stable Diffusion's, by default.
+        weights: Hub id, or a folder with `config.json` and `diffusion_pytorch_model.safetensors`; `lightning import
+            --autoencoder` makes one from ResShift's public file.
+        subfolder: Of the autoencoder in it; empty where the folder is the autoencoder itself.
+        scale: What latents are multiplied by; 1 in ResShift. `config.json` is not asked, because it holds Stable
+            Diffusion's value unless told otherwise.
+
+    Attributes:
+        factor: Pixels per side that a latent pixel covers.
 
     Raises:
-        FileNotFoundError: the weights are neither there nor to be had.
-        ValueError: they are no complete `VQModel`.
+        FileNotFoundError: the weights are missing and cannot be downloaded.
+        ValueError: the weights are no complete `VQModel`.
     """
 
     def __init__(self, weights: str, subfolder: str = "", scale: float = 1.0) -> None:
         super().__init__()
-        from diffusers import VQModel  # takes seconds, and other spaces do without it
+        from diffusers import VQModel  # takes seconds to import
 
         try:
             self.model = frozen(VQModel, weights, subfolder=subfolder, option=OPTION)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}. Of ResShift's public file a folder is made by: {CONVERTER}") from error
+            raise FileNotFoundError(f"{error}. To make the folder from ResShift's public file: {CONVERTER}") from error
         self.factor, self.scale = 2 ** (len(self.model.config.block_out_channels) - 1), scale
 
     @torch.no_grad()
     def encode(self, image: Tensor, sample: bool) -> Tensor:
-        """The latent before quantisation; there is nothing to sample."""
+        """`[B,3,H,W]` in [-1, 1] to `[B,3,H/4,W/4]`, not quantised; `sample` has no effect: nothing is drawn."""
         return cast(Tensor, self.model.encode(image).latents)
 
     def decode(self, latent: Tensor) -> Tensor:

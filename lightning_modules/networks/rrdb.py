@@ -1,8 +1,6 @@
-"""The RRDB network: SRDiff's frozen encoder, and an L1 super-resolver in its own right (published key names)."""
+"""The RRDB network of ESRGAN: SRDiff's frozen encoder, DoSSR's restorer, and an L1 super-resolver by itself."""
 
-import re
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +8,15 @@ from torch.nn import functional
 
 RESIDUAL_SCALE = 0.2
 NEGATIVE_SLOPE = 0.2
-BASICSR_NAMES = {
-    r"body\.(\d+)\.rdb(\d)": r"RRDB_trunk.\1.RDB\2",
-    "conv_body": "trunk_conv",
-    r"conv_up(\d)": r"upconv\1",
-    "conv_hr": "HRconv",
-}
 
 
 class ResidualDenseBlock(nn.Module):
-    """Five convolutions, each of which sees the block's input and every output before it (ESRGAN, arXiv:1809.00219)."""
+    """Five convolutions, each of which sees the block's input and all earlier outputs (ESRGAN, arXiv:1809.00219).
+
+    Args:
+        nf: Channels of input and output.
+        gc: Channels that each of the first four convolutions adds.
+    """
 
     def __init__(self, nf: int, gc: int) -> None:
         super().__init__()
@@ -38,7 +35,7 @@ class ResidualDenseBlock(nn.Module):
 
 
 class RRDB(nn.Module):
-    """Three dense blocks inside one more residual."""
+    """Three dense blocks and a residual connection around them; see `ResidualDenseBlock`."""
 
     def __init__(self, nf: int, gc: int) -> None:
         super().__init__()
@@ -52,20 +49,24 @@ class RRDB(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """Enlarges an image by 2, 4 or 8, or gives the features on the way (section 4 of SRDiff, arXiv:2104.14951).
+    """Enlarges an image by 2, 4 or 8, or returns its features (section 4 of SRDiff, arXiv:2104.14951).
 
-    The published SRDiff models have 8 blocks of 32 channels, at scales 4 and 8. Scale 2, with a single enlarging
-    convolution, is ours: the reference enlarges by 4 where 2 is asked for. With `nf=64, nb=23, gc=32` it is the x4
-    RRDBNet of Real-ESRGAN and RealESRNet, whose public files (BasicSR's names) load as they are.
+    SRDiff's published models have 8 blocks of 32 channels, at scales 4 and 8, and these key names. Scale 2, with a
+    single enlarging convolution, is ours: the reference enlarges by 4 where 2 is asked for.
+
+    With `nf=64, nb=23, gc=32` it is the x4 network of Real-ESRGAN and RealESRNet.
 
     Args:
         scale: 2, 4 or 8.
-        nf: channels of every feature map.
-        nb: number of RRDB blocks.
-        gc: channels that each dense convolution adds; half of `nf` by default.
+        nf: Channels of every feature map.
+        nb: Number of RRDB blocks.
+        gc: Channels that each dense convolution adds; None for half of `nf`.
+
+    Attributes:
+        stride: Images of any height and width are accepted.
 
     Raises:
-        ValueError: another scale.
+        ValueError: `scale` is not 2, 4 or 8.
     """
 
     stride = 1
@@ -76,17 +77,25 @@ class RRDBNet(nn.Module):
             raise ValueError(f"RRDBNet enlarges by 2, 4 or 8, not by scale={scale}")
         gc = nf // 2 if gc is None else gc
         self.scale = scale
+
         self.conv_first = nn.Conv2d(3, nf, 3, padding=1)
         self.RRDB_trunk = nn.Sequential(*(RRDB(nf, gc) for _ in range(nb)))
         self.trunk_conv = nn.Conv2d(nf, nf, 3, padding=1)
+
         for doubling in range(1, scale.bit_length()):
             self.add_module(f"upconv{doubling}", nn.Conv2d(nf, nf, 3, padding=1))
         self.HRconv = nn.Conv2d(nf, nf, 3, padding=1)
         self.conv_last = nn.Conv2d(nf, 3, 3, padding=1)
-        self.register_load_state_dict_pre_hook(accept_basicsr_names)  # type: ignore[no-untyped-call]
 
     def features(self, lr: Tensor) -> list[Tensor]:
-        """The output of every block, then of the trunk: `nb + 1` maps `[B,nf,h,w]` of `lr` `[B,3,h,w]` in [-1,1]."""
+        """What SRDiff's U-Net is shown: the output of every block, then that of the whole trunk.
+
+        Args:
+            lr: `[B,3,h,w]` in [-1, 1].
+
+        Returns:
+            `nb + 1` maps `[B,nf,h,w]`.
+        """
         first = feature = self.conv_first((lr + 1) / 2)
         maps = []
         for block in self.RRDB_trunk:
@@ -103,20 +112,9 @@ class RRDBNet(nn.Module):
         return [*self.enlarging_convs(), self.HRconv, self.conv_last]
 
     def forward(self, lr: Tensor) -> Tensor:
-        """`[B,3,h,w]` in [-1,1] to `[B,3,scale*h,scale*w]`, clamped to [-1,1] in training too, as published."""
+        """`[B,3,h,w]` in [-1, 1] to `[B,3,scale*h,scale*w]`, clamped to [-1, 1], as published also in training."""
         feature = self.features(lr)[-1]
         for conv in self.enlarging_convs():
             feature = functional.leaky_relu(conv(functional.interpolate(feature, scale_factor=2.0)), NEGATIVE_SLOPE)
         image: Tensor = self.conv_last(functional.leaky_relu(self.HRconv(feature), NEGATIVE_SLOPE))
         return image.clamp(0, 1) * 2 - 1
-
-
-def accept_basicsr_names(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Before `state` is loaded below `prefix`: BasicSR's names in it become ours."""
-    if f"{prefix}conv_body.weight" not in state:
-        return
-    for key in [key for key in state if key.startswith(prefix)]:
-        name = key.removeprefix(prefix)
-        for theirs, ours in BASICSR_NAMES.items():
-            name = re.sub(f"^{theirs}\\.", f"{ours}.", name)
-        state[prefix + name] = state.pop(key)

@@ -1,7 +1,7 @@
-"""The U-Net of ADM (arXiv:2105.05233) in EDM's arrangement, with the weight names of EDM's and RDM's checkpoints.
+"""The U-Net of ADM (arXiv:2105.05233) as EDM builds it, under the key names of EDM's and Relay Diffusion's checkpoints.
 
-Convolutions start from PyTorch's default initialisation, which is what the published code sets by hand; the last one of
-each branch starts from zero. Halving averages 2x2 pixels and doubling repeats them, the box filter of that code.
+Convolutions start from PyTorch's default initialisation, which the published code writes out; the last one of each
+residual branch starts at zero. Halving averages 2x2 pixels and doubling repeats them, which is that code's box filter.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class ADMUNet(nn.Module):
-    """Denoises `x`, told the noise level by adaptive group normalisation.
+    """Predicts what EDM's preconditioning asks for; the noise level enters by adaptive group normalisation.
 
-    The arguments carry the names of the published code.
+    The arguments have the names of the published code.
 
     Args:
         img_resolution: The size that names the levels and that `attn_resolutions` refers to. Inputs of any other size
@@ -29,16 +29,19 @@ class ADMUNet(nn.Module):
         model_channels: Width of the first level and of the noise encoding.
         channel_mult: Width of each level over `model_channels`; one level per entry, each half the size of the last.
         channel_mult_emb: Width of the embedding over `model_channels`.
-        num_blocks: Residual blocks per level on the way down; one more on the way up.
+        num_blocks: Residual blocks per level of the encoder; the decoder has one more.
         attn_resolutions: Sizes of levels with self-attention, for an input of `img_resolution`; the innermost block
             always has it.
         channels_per_head: Width of an attention head.
         dropout: Probability, in the second half of each residual block.
-        label_dim: Classes; 0 for none. Super-resolution knows no class and leaves it unsaid (the null label).
-        augment_dim: Length of the description of an augmentation; 0 for none. Always left at "not augmented".
+        label_dim: Number of classes that published weights know; 0 for none. A batch has no classes, so the network
+            always sees the null label.
+        augment_dim: Length of the augmentation vector that published weights know; 0 for none. The network always sees
+            the vector of no augmentation.
 
     Attributes:
         stride: Height and width of an input must be multiples of it.
+        conditioning: The label is EDM's `ln(sigma) / 4`.
         middle_attention: Path of the innermost self-attention, which self-attention guidance reads.
 
     Raises:
@@ -46,6 +49,7 @@ class ADMUNet(nn.Module):
     """
 
     global_statistics = True  # of its GroupNorms, and its attention
+    conditioning = "log_sigma"
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class ADMUNet(nn.Module):
         self.middle_attention = "dec.{0}x{0}_in0.attention".format(img_resolution // self.stride)
         if img_resolution % self.stride:
             raise ValueError(f"img_resolution: {img_resolution} cannot be halved {len(channel_mult) - 1} times")
+
         self.in_channels = in_channels
         embedding = model_channels * channel_mult_emb
         self.map_noise = PositionalEmbedding(model_channels)
@@ -89,6 +94,7 @@ class ADMUNet(nn.Module):
         self.dec = decoder(block, skips, levels, num_blocks)
         self.out_norm = group_norm(levels[0].width)
         self.out_conv = zero(nn.Conv2d(levels[0].width, out_channels, 3, padding=1))
+
         if self.map_augment is not None:
             zero(self.map_augment)
         if self.map_label is not None:
@@ -99,8 +105,8 @@ class ADMUNet(nn.Module):
 
         Args:
             x: Noisy image, `[B,3,H,W]`; H and W multiples of `stride`.
-            label: What tells the noise level, `[B]`; `ln(sigma) / 4` in EDM.
-            image: The low-resolution image on the same grid, `[B,3,H,W]`; left out by an unconditional network.
+            label: `ln(sigma) / 4`, `[B]`.
+            image: The enlarged low-resolution image, `[B,3,H,W]`; None for an unconditional network.
 
         Returns:
             `[B,out_channels,H,W]`.
@@ -111,12 +117,15 @@ class ADMUNet(nn.Module):
         h = x if image is None else torch.cat([x, image], dim=1)
         self._check(h)
         embedded = self.embed(label)
+
         skips = []
         for layer in self.enc.values():
             h = layer(h, embedded) if isinstance(layer, UNetBlock) else layer(h)
             skips.append(h)
+
         for name, layer in self.dec.items():
             h = layer(torch.cat([h, skips.pop()], dim=1) if "block" in name else h, embedded)
+
         output: Tensor = self.out_conv(functional.silu(self.out_norm(h)))
         return output
 
@@ -124,9 +133,9 @@ class ADMUNet(nn.Module):
         """`[B]` to `[B,embedding]`, in float32 under autocast: bfloat16 cannot tell neighbouring levels apart."""
         with torch.autocast(label.device.type, enabled=False):
             encoding = self.map_noise(label).to(self.map_layer0.weight.dtype)
-            encoding = encoding + unsaid(self.map_augment, encoding)
+            encoding = encoding + null_embedding(self.map_augment, encoding)
             embedded = self.map_layer1(functional.silu(self.map_layer0(encoding)))
-            embedded = functional.silu(embedded + unsaid(self.map_label, embedded))
+            embedded = functional.silu(embedded + null_embedding(self.map_label, embedded))
         return embedded
 
     def _check(self, h: Tensor) -> None:
@@ -139,12 +148,13 @@ class ADMUNet(nn.Module):
         if channels != self.in_channels:
             raise ValueError(
                 f"ADMUNet was built with in_channels={self.in_channels} but got {channels}: 3 for the noisy image, and "
-                "3 more where the method shows it the low-resolution image (lr_condition: concat)"
+                "3 more where the method shows it the low-resolution image (condition_on: up)"
             )
 
 
-def unsaid(layer: nn.Linear | None, like: Tensor) -> Tensor:
-    """What `layer` makes of the null label, all zeros; using it keeps it in the graph, as parallel training needs."""
+def null_embedding(layer: nn.Linear | None, like: Tensor) -> Tensor:
+    """What `layer` makes of the null label, a vector of zeros; zeros where there is no layer."""
+    # The layer has no bias, so the result is 0 anyway; but DistributedDataParallel needs every weight in the graph.
     output: Tensor = torch.zeros_like(like) if layer is None else layer(like.new_zeros(1, layer.in_features))
     return output
 
@@ -159,20 +169,20 @@ class PositionalEmbedding(nn.Module):
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
 
     def forward(self, label: Tensor) -> Tensor:
-        """Cosines first, then sines."""
+        """`[B]` to `[B,width]`, cosines first, then sines."""
         angles = label.float()[:, None] * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class UNetBlock(nn.Module):
-    """A residual block that the embedding scales and shifts, then self-attention where there are heads.
+    """A residual block whose features the embedding scales and shifts, then self-attention where `heads` is not 0.
 
     Args:
         width_in: Channels of the input.
         width_out: Channels of the output.
         embedding: Width of the embedding.
         heads: Attention heads; 0 for no attention.
-        resample: `keep`, or `down` and `up` by a factor of 2.
+        resample: `keep` the size, or change it by a factor of 2, `down` or `up`.
         dropout: Probability, before the second convolution.
     """
 
@@ -188,6 +198,7 @@ class UNetBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv1 = zero(nn.Conv2d(width_out, width_out, 3, padding=1))
         self.skip = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
+
         self.attention: SelfAttention | None = None
         if heads:
             self.norm2 = group_norm(width_out)
@@ -196,7 +207,7 @@ class UNetBlock(nn.Module):
             self.proj = zero(nn.Conv2d(width_out, width_out, 1))
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        """`[B,width_in,H,W]` and `[B,embedding]` to `[B,width_out,H',W']`."""
+        """`[B,width_in,H,W]` and `[B,embedding]` to `[B,width_out,H',W']`, of the resampled size."""
         h: Tensor = self.conv0(self._resampled(functional.silu(self.norm0(x))))
         with torch.autocast(x.device.type, enabled=False):
             scale, shift = self.affine(embedded)[:, :, None, None].chunk(2, dim=1)
@@ -214,7 +225,7 @@ class UNetBlock(nn.Module):
 
 @dataclass(frozen=True)
 class Level:
-    """One size of the network: the side of its maps, their width, and whether its blocks have self-attention."""
+    """A level of the network: the side of its maps, their width, and whether its blocks have self-attention."""
 
     size: int
     width: int
@@ -224,9 +235,10 @@ class Level:
 def encoder(
     block: Callable[..., UNetBlock], first: nn.Conv2d, levels: Sequence[Level], num_blocks: int
 ) -> tuple[nn.ModuleDict, list[int]]:
-    """The way down under published names, and the width of what each of its layers leaves for the way up."""
+    """The encoder under published names, and the width of each map that it hands to the decoder."""
     layers, width = nn.ModuleDict({"{0}x{0}_conv".format(levels[0].size): first}), first.out_channels
     skips = [width]
+
     for depth, level in enumerate(levels):
         name = f"{level.size}x{level.size}"
         if depth > 0:
@@ -236,14 +248,16 @@ def encoder(
             layers[f"{name}_block{index}"] = block(width, level.width, level.attention)
             width = level.width
             skips.append(width)
+
     return layers, skips
 
 
 def decoder(
     block: Callable[..., UNetBlock], skips: Sequence[int], levels: Sequence[Level], num_blocks: int
 ) -> nn.ModuleDict:
-    """The way up under published names; each `block` takes what the way down left, last first."""
-    layers, width, waiting = nn.ModuleDict(), levels[-1].width, list(skips)
+    """The decoder under published names; each layer called `block` also reads one of the encoder's maps, last first."""
+    layers, width, unused = nn.ModuleDict(), levels[-1].width, list(skips)
+
     for level in reversed(levels):
         name = f"{level.size}x{level.size}"
         if level is levels[-1]:
@@ -251,16 +265,18 @@ def decoder(
             layers[f"{name}_in1"] = block(width, width)
         else:
             layers[f"{name}_up"] = block(width, width, resample="up")
+
         for index in range(num_blocks + 1):
-            layers[f"{name}_block{index}"] = block(width + waiting.pop(), level.width, level.attention)
+            layers[f"{name}_block{index}"] = block(width + unused.pop(), level.width, level.attention)
             width = level.width
+
     return layers
 
 
 class SelfAttention(nn.Module):
-    """Attention over all positions, from features that interleave query, key and value inside each head.
+    """Self-attention over all positions, of features that interleave query, key and value inside each head.
 
-    It has no weights; as a module of its own it can be observed under its name.
+    It has no weights. It is a module so that self-attention guidance can name it and record its input.
     """
 
     def __init__(self, heads: int) -> None:
@@ -274,7 +290,14 @@ class SelfAttention(nn.Module):
         return rearrange(attended, "b n (h w) c -> b (n c) h w", h=features.shape[-2])
 
     def received_attention(self, features: Tensor) -> Tensor:
-        """Attention that each position receives: mean over heads, sum over queries; `[B,3*C,H,W]` to `[B,H,W]`."""
+        """Attention that each position receives: mean over heads, sum over queries.
+
+        Args:
+            features: As for `forward`, `[B,3*C,H,W]`.
+
+        Returns:
+            `[B,H,W]`, 1 on average.
+        """
         query, key, _ = self._split(features)
         weights: Tensor = (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1)
         return weights.mean(dim=1).sum(dim=1).view(-1, *features.shape[-2:])
@@ -290,7 +313,7 @@ def group_norm(width: int) -> nn.GroupNorm:
 
 
 def zero(layer: Layer) -> Layer:
-    """The layer with all of its parameters set to 0, so that a branch starts silent."""
+    """The layer itself, all of its parameters set to 0, so that training starts without the branch that it ends."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

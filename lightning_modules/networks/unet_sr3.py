@@ -1,7 +1,7 @@
-"""The U-Net of SR3 (arXiv:2104.07636) in the block of its public implementation, whose weight names it keeps.
+"""The U-Net of SR3 (arXiv:2104.07636) as its widely used public implementation builds it, under the same key names.
 
-Departures from the paper, as in that implementation: plain residual blocks instead of BigGAN's, skip connections
-without the factor 1/sqrt(2), and a noise level that shifts features but does not scale them.
+That implementation departs from the paper in three ways: residual blocks are plain ones instead of BigGAN's, skip
+connections lack the factor 1/sqrt(2), and the noise level shifts features but does not scale them.
 """
 
 import math
@@ -18,30 +18,31 @@ Conditioning = Literal["level", "index"]
 
 
 class SR3UNet(nn.Module):
-    """Denoises `x` while it sees the enlarged low-resolution image on further channels.
+    """Predicts the noise in `x`, with the enlarged low-resolution image on further input channels.
 
-    The arguments carry the names of the published configuration files, so that those can be copied.
+    The arguments have the names of the published configuration files, so that values can be copied from those.
 
     Args:
-        inner_channel: width of the first level and of the noise embedding.
-        channel_mults: width of each level over `inner_channel`; one level per entry, each half the size of the last.
-        attn_res: side lengths at which blocks have self-attention, for an input of `image_size`; the innermost block
+        inner_channel: Width of the first level and of the noise embedding.
+        channel_mults: Width of each level over `inner_channel`; one level per entry, each half the size of the last.
+        attn_res: Side lengths of the levels with self-attention, for an input of `image_size`; the innermost block
             always has it.
-        res_blocks: residual blocks per level on the way down; one more on the way up.
-        norm_groups: groups of every GroupNorm; must divide every width, concatenated ones included.
-        dropout: probability, in the second half of each residual block.
-        image_size: the size that `attn_res` refers to. Inputs of any other size pass through the same blocks.
+        res_blocks: Residual blocks per level of the encoder; the decoder has one more.
+        norm_groups: Groups of every GroupNorm; must divide every width, concatenated ones included.
+        dropout: Probability, in the second half of each residual block.
+        image_size: The size that `attn_res` refers to. Inputs of any other size pass through the same blocks.
         in_channel: 3 for the noisy image and 3 for the enlarged one; 3 for an unconditional network.
-        out_channel: channels of the prediction.
+        out_channel: Channels of the prediction.
         conditioning: `level`, SR3's continuous noise level; `index`, the integer step of the DDPM variant.
-        noise_level_scale: multiplies the label of `level`. The published networks use 1, which leaves the sinusoids
-            almost affine in the level; WaveGrad, where the embedding comes from, uses 5000.
-        orthogonal_init: start training from orthogonal weights and zero biases, as the public implementation does.
-        zero_output: start with an output of 0, for a network that writes a residual.
+        noise_level_scale: What a `level` is multiplied by. The published networks use 1, at which the sinusoids are
+            almost linear in the level; WaveGrad, where the embedding comes from, uses 5000.
+        orthogonal_init: Start training from orthogonal weights and zero biases, as the public implementation does.
+        zero_output: Start training with an output of 0, for a network that predicts a residual.
 
     Attributes:
-        stride: height and width of an input must be multiples of it.
-        middle_attention: path of the innermost self-attention, which self-attention guidance reads.
+        stride: Height and width of an input must be multiples of it.
+        conditioning: Which label the network expects, see above.
+        middle_attention: Path of the innermost self-attention, which self-attention guidance reads.
 
     Raises:
         ValueError: a width is not a multiple of `norm_groups`.
@@ -70,6 +71,8 @@ class SR3UNet(nn.Module):
         super().__init__()
         self.stride = 2 ** (len(channel_mults) - 1)
         self.conditioning = conditioning
+
+        # The two variants have different key names in the published files.
         if conditioning == "level":
             self.noise_level_mlp = embedding(Sinusoids(inner_channel, noise_level_scale), inner_channel)
         else:
@@ -79,6 +82,7 @@ class SR3UNet(nn.Module):
             residual = ResidualBlock(width_in, width_out, inner_channel, norm_groups, dropout, conditioning)
             return AttentionBlock(residual, SelfAttention(width_out, norm_groups) if attention else nn.Identity())
 
+        # Encoder: `skips` holds the widths of the maps that the decoder concatenates, in order.
         width, downs = inner_channel, nn.ModuleList([nn.Conv2d(in_channel, inner_channel, 3, padding=1)])
         skips = [width]
         for level, mult in enumerate(channel_mults):
@@ -90,7 +94,9 @@ class SR3UNet(nn.Module):
                 width = inner_channel * mult
                 skips.append(width)
         self.downs = downs
+
         self.mid = nn.ModuleList([block(width, width, True), block(width, width, False)])
+
         self.ups = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mults))):
             for _ in range(res_blocks + 1):
@@ -99,6 +105,7 @@ class SR3UNet(nn.Module):
             if level > 0:
                 self.ups.append(Upsample(width))
         self.final_conv = Block(width, out_channel, norm_groups)
+
         if orthogonal_init:
             self.apply(initialise_orthogonally)
         if zero_output:
@@ -110,9 +117,9 @@ class SR3UNet(nn.Module):
         """Predicts the noise.
 
         Args:
-            x: noisy image, `[B,3,H,W]`; H and W multiples of `stride`.
-            label: noise level sqrt(alpha-bar) or integer step, `[B]`.
-            image: the low-resolution image on the same grid, `[B,3,H,W]`; left out by an unconditional network.
+            x: Noisy image, `[B,3,H,W]`; H and W multiples of `stride`.
+            label: `[B]`, the noise level sqrt(alpha-bar) or the index of the step, see `conditioning`.
+            image: The enlarged low-resolution image, `[B,3,H,W]`; None for an unconditional network.
 
         Returns:
             `[B,out_channel,H,W]`.
@@ -125,19 +132,24 @@ class SR3UNet(nn.Module):
                 f"SR3UNet got {x.shape[-2]}x{x.shape[-1]} pixels, but halves them {int(math.log2(self.stride))} times: "
                 f"both sides must be multiples of {self.stride}. Choose such a crop size for the data."
             )
+
         h = x if image is None else torch.cat([image, x], dim=1)
         embedded = self.embed(label)
+
         skips = []
         for layer in self.downs:
             h = layer(h, embedded) if isinstance(layer, AttentionBlock) else layer(h)
             skips.append(h)
+
         for layer in self.mid:
             h = layer(h, embedded)
+
         for layer in self.ups:
             if isinstance(layer, AttentionBlock):
                 h = layer(torch.cat([h, skips.pop()], dim=1), embedded)
             else:
                 h = layer(h)
+
         prediction: Tensor = self.final_conv(h)
         return prediction
 
@@ -155,9 +167,9 @@ class Sinusoids(nn.Module):
     """Sines and cosines of a label, `[B]` to `[B,width]`, at frequencies 1e4^(-j/n), j < n = width/2.
 
     Args:
-        width: of the encoding; even.
-        scale: multiplies the label.
-        stored: whether the frequencies are part of the weights, as in the published files of the DDPM variant.
+        width: Width of the encoding; even.
+        scale: What the label is multiplied by.
+        stored: Whether the state dict holds the frequencies, as the published files of the DDPM variant do.
     """
 
     inv_freq: Tensor
@@ -169,18 +181,18 @@ class Sinusoids(nn.Module):
         self.scale = scale
 
     def forward(self, label: Tensor) -> Tensor:
-        """Sines first, then cosines."""
+        """`[B]` to `[B,width]`, sines first, then cosines."""
         angles = self.scale * label.float()[:, None] * self.inv_freq
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def embedding(encoding: Sinusoids, width: int) -> nn.Sequential:
-    """The encoding and its two layers, under the indices that published files give them."""
+    """The encoding and two linear layers, under the indices that they have in published files."""
     return nn.Sequential(encoding, nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
 
 
 class Block(nn.Sequential):
-    """GroupNorm, SiLU, dropout, 3x3 convolution; `.block` is a published key."""
+    """GroupNorm, SiLU, dropout, 3x3 convolution; the name `block` is part of published keys."""
 
     def __init__(self, width_in: int, width_out: int, norm_groups: int, dropout: float = 0.0) -> None:
         layers = (group_norm(norm_groups, width_in), nn.SiLU(), nn.Dropout(dropout))
@@ -207,6 +219,7 @@ class ResidualBlock(nn.Module):
         else:
             self.mlp = nn.Sequential(nn.SiLU(), project)
         self.conditioning = conditioning
+
         self.block1 = Block(width_in, width_out, norm_groups)
         self.block2 = Block(width_out, width_out, norm_groups, dropout)
         self.res_conv = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
@@ -221,7 +234,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of one head, as wide as the features, over all positions."""
+    """Self-attention over all positions, with a single head of the features' width."""
 
     def __init__(self, width: int, norm_groups: int) -> None:
         super().__init__()
@@ -237,7 +250,7 @@ class SelfAttention(nn.Module):
         return x + out
 
     def received_attention(self, x: Tensor) -> Tensor:
-        """What each position receives from all positions together, `[B,H,W]`, 1 on average; `x` as for `forward`."""
+        """Attention that each position receives, summed over queries: `[B,width,H,W]` to `[B,H,W]`, 1 on average."""
         query, key, _ = self._tokens(x)
         received: Tensor = (query @ key.mT / x.shape[1] ** 0.5).softmax(dim=-1).sum(dim=-2)
         return received.view(x.shape[0], *x.shape[-2:])
@@ -262,14 +275,14 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Sequential):
-    """Halves height and width; `.conv` is a published key."""
+    """Halves height and width; the name `conv` is part of published keys."""
 
     def __init__(self, width: int) -> None:
         super().__init__(OrderedDict(conv=nn.Conv2d(width, width, 3, stride=2, padding=1)))
 
 
 class Upsample(nn.Sequential):
-    """Doubles height and width; `.conv` is a published key."""
+    """Doubles height and width; the name `conv` is part of published keys."""
 
     def __init__(self, width: int) -> None:
         up, conv = nn.Upsample(scale_factor=2.0, mode="nearest"), nn.Conv2d(width, width, 3, padding=1)
@@ -277,7 +290,11 @@ class Upsample(nn.Sequential):
 
 
 def group_norm(groups: int, width: int) -> nn.GroupNorm:
-    """GroupNorm that says what to change where the width cannot be divided."""
+    """A GroupNorm.
+
+    Raises:
+        ValueError: `groups` does not divide `width`; the message names the arguments to change.
+    """
     if width % groups:
         raise ValueError(
             f"norm_groups={groups} does not divide a width of {width} channels; "

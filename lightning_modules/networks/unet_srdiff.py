@@ -1,4 +1,4 @@
-"""SRDiff's noise predictor: a small convolutional U-Net without normalisation (arXiv:2104.14951, published keys)."""
+"""SRDiff's U-Net: small, convolutional, without normalisation, under published key names (arXiv:2104.14951)."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def sinusoidal_embedding(label: Tensor, channels: int) -> Tensor:
-    """Sines, then cosines, at geometric frequencies from 1 to exactly 1/10000: `[B]` to float32 `[B,channels]`."""
+    """Sines, then cosines, at geometric frequencies from 1 to 1/10000 inclusive: `[B]` to float32 `[B,channels]`."""
     half = channels // 2
     indices = torch.arange(half, dtype=torch.float32, device=label.device)
     angles = label.float()[:, None] * torch.exp(indices * (-math.log(10000) / (half - 1)))
@@ -19,7 +19,7 @@ def sinusoidal_embedding(label: Tensor, channels: int) -> Tensor:
 
 
 class ReflectionPad(nn.Module):
-    """One pixel more on each side, in the precision of its input: autocast on CPUs would pad in float32."""
+    """Reflects one pixel on each side. It keeps the dtype of its input, where autocast on CPUs would pad in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B,C,H,W]` to `[B,C,H+2,W+2]`."""
@@ -84,7 +84,13 @@ class Upsample(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention whose cost is linear in the positions: softmax over positions on the keys alone, no scaling."""
+    """Attention at a cost linear in the number of positions: a softmax over positions of the keys alone, unscaled.
+
+    Args:
+        channels: Of input and output.
+        heads: Attention heads.
+        head_channels: Width of a head.
+    """
 
     def __init__(self, channels: int, heads: int = 4, head_channels: int = 32) -> None:
         super().__init__()
@@ -103,7 +109,7 @@ class LinearAttention(nn.Module):
 
 
 class Rezero(nn.Module):
-    """A branch times a learned scalar that begins at zero."""
+    """`fn` times a learned scalar that starts at 0 (ReZero, arXiv:2003.04887)."""
 
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
@@ -111,43 +117,49 @@ class Rezero(nn.Module):
         self.g = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shape of `fn`'s output."""
+        """`[B,C,H,W]` to the shape of `fn`'s output."""
         out: Tensor = self.fn(x) * self.g
         return out
 
 
 class Residual(nn.Module):
-    """A branch plus its input."""
+    """`fn` plus its input."""
 
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shape of `x`."""
+        """`[B,C,H,W]` to the same shape."""
         out: Tensor = self.fn(x) + x
         return out
 
 
 class SRDiffUNet(nn.Module):
-    """Predicts the noise of a diffused residual from an encoder's features of the LR image.
+    """Predicts the noise in a diffused residual, from an encoder's features of the low-resolution image.
 
-    The published sizes are `channel_mults` (1, 2, 2, 4) at scale 8 and (1, 2, 3, 4) at scale 4, with 64 channels and an
+    The published `channel_mults` are (1, 2, 2, 4) at scale 8 and (1, 2, 3, 4) at scale 4, with 64 channels and an
     encoder of 8 blocks of 32 channels. As published, the level of full resolution has no skip connection.
 
     Args:
-        scale: enlargement from the encoder's maps to the image; even.
-        channels: width of the first level.
-        channel_mults: width of each level in units of `channels`; each further level halves the resolution.
-        encoder_channels: channels of each encoder map (`nf` of the RRDB network).
-        encoder_blocks: blocks of the encoder (`nb`); every third of its `nb + 1` maps is used.
-        out_channels: channels of the prediction.
-        attention: linear attention at the lowest resolution (off in every published model).
-        up_input: the enlarged LR image is a further input, `up` (off in every published model).
+        scale: Enlargement from the encoder's maps to the image; even.
+        channels: Width of the first level.
+        channel_mults: Width of each level over `channels`; one level per entry, each half the size of the last.
+        encoder_channels: Channels of each encoder map (`nf` of the RRDB network).
+        encoder_blocks: Blocks of the encoder (`nb`); every third of its `nb + 1` maps is used.
+        out_channels: Channels of the prediction.
+        attention: Linear attention at the lowest resolution (off in every published model).
+        up_input: Show the network the enlarged image as well, as `up` (off in every published model).
+
+    Attributes:
+        stride: Height and width of an input must be multiples of it.
+        conditioning: The label is the index of the step.
 
     Raises:
-        ValueError: an odd scale, or an encoder of fewer than two blocks, which has no third map.
+        ValueError: `scale` is odd, or the encoder has fewer than two blocks and therefore no third map.
     """
+
+    conditioning = "index"
 
     def __init__(
         self,
@@ -166,54 +178,60 @@ class SRDiffUNet(nn.Module):
             raise ValueError(f"SRDiffUNet projects the encoder's maps by an even scale, not by scale={scale}")
         if encoder_blocks < 2:
             raise ValueError(f"SRDiffUNet uses every third encoder map: encoder_blocks={encoder_blocks} has none")
+
         self.channels = channels
         self.stride = 2 ** (len(channel_mults) - 1)
         self.global_statistics = attention
         widths = [channels * mult for mult in channel_mults]
+
         used = encoder_channels * ((encoder_blocks + 1) // 3)
         self.cond_proj = nn.ConvTranspose2d(used, channels, 2 * scale, stride=scale, padding=scale // 2)
         self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.Mish(), nn.Linear(4 * channels, channels))
+
         self.downs = nn.ModuleList(self._down(*pair) for pair in pairwise([3, *widths]))
-        cast(nn.ModuleList, self.downs[-1])[2] = nn.Identity()
+        cast(nn.ModuleList, self.downs[-1])[2] = nn.Identity()  # the lowest level is not halved
+
         self.mid_block1 = ResnetBlock(widths[-1], widths[-1], channels)
         self.mid_attn = Residual(Rezero(LinearAttention(widths[-1]))) if attention else nn.Identity()
         self.mid_block2 = ResnetBlock(widths[-1], widths[-1], channels)
+
         self.ups = nn.ModuleList(self._up(*pair) for pair in pairwise(reversed(widths)))
         self.final_conv = nn.Sequential(Block(channels, channels), nn.Conv2d(channels, out_channels, 1))
         self.up_proj = nn.Sequential(ReflectionPad(), nn.Conv2d(3, channels, 3)) if up_input else None
 
     def _down(self, channels: int, out_channels: int) -> nn.ModuleList:
-        """A level of the encoder half: two residual blocks, then half the resolution."""
+        """A level of the U-Net's encoder: two residual blocks, then half the resolution."""
         first = ResnetBlock(channels, out_channels, self.channels)
         return nn.ModuleList([first, ResnetBlock(out_channels, out_channels, self.channels), Downsample(out_channels)])
 
     def _up(self, channels: int, out_channels: int) -> nn.ModuleList:
-        """A level of the decoder half: two residual blocks over features and skip, then twice the resolution."""
+        """A level of the decoder: two residual blocks, of features and skip together, then twice the resolution."""
         first = ResnetBlock(2 * channels, out_channels, self.channels)
         return nn.ModuleList([first, ResnetBlock(out_channels, out_channels, self.channels), Upsample(out_channels)])
 
     def project(self, features: list[Tensor]) -> Tensor:
-        """The `features` condition `[B,channels,H,W]` of the encoder's maps `[B,encoder_channels,h,w]`.
+        """The condition `features`, `[B,channels,H,W]`, from the encoder's maps `[B,encoder_channels,h,w]`.
 
-        It depends on the LR image alone, so it is computed once an image; the reference repeats it at every step.
+        It depends on the low-resolution image alone and is computed once per image; the reference repeats it at every
+        step.
         """
         out: Tensor = self.cond_proj(torch.cat(features[2::3], dim=1))
         return out
 
     def forward(self, x: Tensor, label: Tensor, *, features: Tensor, up: Tensor | None = None) -> Tensor:
-        """The noise in `x`.
+        """Predicts the noise.
 
         Args:
-            x: `[B,3,H,W]`, H and W multiples of `stride`, at least two of them.
-            label: `[B]`, the index of the step, 0 to T-1, not scaled.
+            x: Noisy residual, `[B,3,H,W]`; H and W multiples of `stride`, at least twice `stride`.
+            label: Index of the step, `[B]`, 0 to T-1.
             features: `[B,channels,H,W]` from `project`.
-            up: `[B,3,H,W]` in [-1,1], only with `up_input`.
+            up: The enlarged image, `[B,3,H,W]` in [-1, 1]; only with `up_input`.
 
         Returns:
             `[B,out_channels,H,W]`.
 
         Raises:
-            ValueError: H or W is no multiple of `stride`, or so small that the last level has nothing to reflect.
+            ValueError: H or W is no multiple of `stride`, or too small to be reflected at the lowest level.
         """
         height, width = x.shape[-2:]
         if height % self.stride or width % self.stride or min(height, width) < 2 * self.stride:
@@ -221,9 +239,11 @@ class SRDiffUNet(nn.Module):
                 f"SRDiffUNet was given {width}x{height} pixels; with {len(self.downs)} levels it needs multiples of "
                 f"{self.stride}, and at least {2 * self.stride} on each side"
             )
+
         time = self.mlp(sinusoidal_embedding(label, self.channels).to(self.cond_proj.weight.dtype))
         if self.up_proj is not None:
             features = features + self.up_proj(up)
+
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.downs):
             first, second, downsample = cast(nn.ModuleList, blocks)
@@ -233,9 +253,12 @@ class SRDiffUNet(nn.Module):
             else:
                 skips.append(x)
             x = downsample(x)
+
         x = self.mid_block2(self.mid_attn(self.mid_block1(x, time)), time)
+
         for blocks in self.ups:
             first, second, upsample = cast(nn.ModuleList, blocks)
             x = upsample(second(first(torch.cat([x, skips.pop()], dim=1), time), time))
+
         out: Tensor = self.final_conv(x)
         return out

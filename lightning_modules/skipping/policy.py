@@ -1,4 +1,4 @@
-"""SkipDiff's policy: a small convolutional and recurrent network that says, per image, whether a fine step runs."""
+"""SkipDiff's policy: a small recurrent convolutional network that decides, per image, whether a fine step runs."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,22 +12,23 @@ class SkipPolicy(nn.Module):
     """Actor and critic over the noisy sample, with a GRU state carried from decision to decision.
 
     The sample is resized to a square (bicubic, no antialiasing, as released), encoded by strided convolutions,
-    flattened and read by a GRU; two linear heads give the logits of [run, skip] and the value. The published network
-    is `SkipPolicy(hidden=None, norm="batch", decisions=None)`: 14,225,691 parameters under the released file's names.
-    Here the defaults extend it: a projection to `hidden` features (0.85 M parameters), group norm, whose output does
-    not depend on the other images of a batch, and an embedding of the decision's index, because a GRU alone is a poor
-    clock.
+    flattened and passed to a GRU; two linear heads give the logits of [run, skip] and the value.
+
+    The published network is `SkipPolicy(hidden=None, norm="batch", decisions=None)`, with 14,225,691 parameters under
+    the released file's names. The defaults differ from it: a projection to `hidden` features (0.85 M parameters in
+    all); group norm, whose output does not depend on the other images of a batch; and an embedding of the decision's
+    index, because a GRU alone counts steps poorly.
 
     Source: the code released with SkipDiff, AAAI 2024 (paper 28195).
 
     Args:
-        in_channels: channels of the sample.
-        channels: output channels of the convolutions, each of stride 2.
-        kernels: their kernel sizes, odd.
-        resize: side in px of the square that the sample is resized to.
-        hidden: GRU width behind a linear projection; None feeds it the flattened features, as published.
-        norm: normalization after each convolution; `batch` is the published one.
-        decisions: how many decisions the index embedding knows; None leaves it out, as published.
+        in_channels: Channels of the sample.
+        channels: Output channels of the convolutions, each of stride 2.
+        kernels: Kernel sizes of the convolutions, odd.
+        resize: Side in pixels of the square that the sample is resized to.
+        hidden: Features that a linear projection gives the GRU; None for the flattened features, as published.
+        norm: Normalization after each convolution; `batch` is the published one.
+        decisions: Number of decisions that the index embedding has entries for; None for no embedding, as published.
 
     Raises:
         ValueError: `channels` and `kernels` differ in length, or a kernel is even.
@@ -49,22 +50,25 @@ class SkipPolicy(nn.Module):
             raise ValueError(f"channels {channels} and kernels {kernels} must pair up, and kernels be odd")
         self.resize = resize
         self.decisions = decisions
+
         widths = [in_channels, *channels]
         layers: list[nn.Module] = []
         for i, kernel in enumerate(kernels):
             conv = nn.Conv2d(widths[i], widths[i + 1], kernel, stride=2, padding=kernel // 2)
             layers += [conv, _norm(norm, widths[i + 1]), nn.ReLU()]
         self.state_encoder = nn.Sequential(*layers)
+
         flat = widths[-1] * _halved(resize, len(kernels)) ** 2
         self.width = flat if hidden is None else hidden
         self.projection = nn.Identity() if hidden is None else nn.Linear(flat, hidden)
         self.clock = None if decisions is None else nn.Embedding(decisions, self.width)
+
         self.gru = nn.GRU(self.width, self.width)
         self.actor = nn.Sequential(nn.Linear(self.width, 2))
         self.critic = nn.Sequential(nn.Linear(self.width, 1))
 
     def observe(self, x: Tensor) -> Tensor:
-        """Resizes samples `[B,C,H,W]` to what the encoder reads, `[B,C,resize,resize]`; the identity at that size."""
+        """Resizes samples `[B,C,H,W]` to the encoder's input, `[B,C,resize,resize]`."""
         if x.shape[-2:] == (self.resize, self.resize):
             return x
         return functional.interpolate(x, size=(self.resize, self.resize), mode="bicubic", align_corners=False)
@@ -78,11 +82,11 @@ class SkipPolicy(nn.Module):
 
         Args:
             observation: `[B,C,resize,resize]`, from `observe`.
-            state: GRU state `[B,width]`.
-            decision: its index, from 0.
+            state: GRU state, `[B,width]`.
+            decision: Index of the decision, from 0.
 
         Returns:
-            logits `[B,2]` of [run, skip], value `[B]`, next GRU state `[B,width]`.
+            Logits `[B,2]` of [run, skip], value `[B]`, next GRU state `[B,width]`.
         """
         logits, value, state = self._read(observation[None], state[None], first=decision)
         return logits[0], value[0], state[0]
@@ -91,46 +95,53 @@ class SkipPolicy(nn.Module):
         """Replays whole episodes from a zero state, so that gradients flow through all decisions.
 
         Args:
-            observations: `[K,B,C,resize,resize]`, the K decisions in order.
+            observations: `[K,B,C,resize,resize]`, of the K decisions in order.
 
         Returns:
-            logits `[K,B,2]` of [run, skip], values `[K,B]`.
+            Logits `[K,B,2]` of [run, skip], values `[K,B]`.
         """
         state = self.initial_state(observations.shape[1], observations.device)
         logits, value, _ = self._read(observations, state[None], first=0)
         return logits, value
 
     def _read(self, observations: Tensor, state: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """In float32 under autocast as well: the update compares probabilities with those of the rollout."""
+        """Logits `[K,B,2]`, values `[K,B]` and the next state `[1,B,width]`, of decisions from index `first` on."""
+        # In float32 also under autocast, because PPO divides probabilities by those of the rollout.
         with torch.autocast(observations.device.type, enabled=False):
             output, state = self.gru(self._encode(observations.float(), first), state)
             return self.actor(output), self.critic(output)[..., 0], state
 
     def _encode(self, observations: Tensor, first: int) -> Tensor:
-        """Features `[K,B,width]` of observations `[K,B,...]` whose first decision has the index `first`."""
+        """Features `[K,B,width]` of observations `[K,B,C,resize,resize]` of decisions from index `first` on.
+
+        Raises:
+            ValueError: there are more decisions than entries of the index embedding.
+        """
         decisions, batch_size = observations.shape[:2]
         if self.decisions is not None and first + decisions > self.decisions:
             raise ValueError(
-                f"the policy knows {self.decisions} decisions and is asked for number {first + decisions}: "
-                "build it with `decisions` of at least the sampler's number of fine steps"
+                f"the policy was built for {self.decisions} decisions, but is asked for decision {first + decisions}: "
+                "set its `decisions` to at least the sampler's number of fine steps"
             )
+
         features: Tensor = self.projection(self.state_encoder(observations.flatten(0, 1)).flatten(1))
         features = features.view(decisions, batch_size, self.width)
         if self.clock is None:
             return features
+
         index = torch.arange(first, first + decisions, device=features.device)
         timed: Tensor = features + self.clock(index)[:, None]
         return timed
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
-    """An identity stands in for no norm: the layer numbers are the checkpoint format."""
+    """The normalization layer; an identity for `none`, because checkpoints name layers by their position."""
     layers = {"none": nn.Identity(), "group": nn.GroupNorm(1, channels), "batch": nn.BatchNorm2d(channels)}
     return layers[kind]
 
 
 def _halved(side: int, times: int) -> int:
-    """What `times` convolutions of stride 2 and half-kernel padding leave of `side`."""
+    """Side of the feature map after `times` convolutions of stride 2 and half-kernel padding, from a side `side`."""
     for _ in range(times):
         side = (side + 1) // 2
     return side

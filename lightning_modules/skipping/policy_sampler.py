@@ -1,4 +1,4 @@
-"""A trained skip policy in the place of any sampler."""
+"""A trained skip policy as the sampler of another method."""
 
 import torch
 from torch import Tensor
@@ -15,13 +15,13 @@ SKIPDIFF = "lightning_modules.skipdiff.SkipDiff"
 
 
 class PolicySampler(SkipSampler):
-    """A trained skip policy as the sampler of any method whose process has the noise levels it was trained on.
+    """A trained skip policy as the sampler of any method with the noise levels that the policy was trained on.
 
     Args:
-        checkpoint: A checkpoint of `SkipDiff`; its base is not read.
+        checkpoint: A checkpoint of `SkipDiff`. Its base is not loaded.
 
     Raises:
-        CheckpointError: the checkpoint is unusable, or of another method.
+        CheckpointError: the checkpoint is unusable, or holds another method.
     """
 
     def __init__(self, checkpoint: str) -> None:
@@ -31,10 +31,13 @@ class PolicySampler(SkipSampler):
         arguments, state = config["init_args"], content["state_dict"]
         if config["class_path"] != SKIPDIFF:
             raise CheckpointError(f"{checkpoint}: holds {config['class_path']}, not a skip policy (SkipDiff)")
+
+        # Parameters are named `policy.*` in SkipDiff, whose other tensors are not needed here.
         self.policy = SkipPolicy(**arguments["policy"].get("init_args", {}))
         weights = {key.removeprefix("policy."): value for key, value in state.items() if key.startswith("policy.")}
         self.policy.load_state_dict(weights)
         self.policy.eval().requires_grad_(False)
+
         self.checkpoint, self.levels = checkpoint, state["levels"]
         plan = {name: arguments[name] for name in ("coarse_steps", "fine_steps", "skip", "start") if name in arguments}
         super().__init__(PolicyDecider(self.policy, greedy=True), **plan)
@@ -43,9 +46,10 @@ class PolicySampler(SkipSampler):
         """See `SkipSampler.times`.
 
         Raises:
-            ValueError: the process has no such steps, or other noise levels at them.
+            ValueError: the steps do not fit the process, or its noise levels are not those of the policy's training.
         """
         coarse, fine = super().times(process)
+
         found = process.std(fine)
         if not torch.allclose(found.cpu(), self.levels.cpu(), rtol=1e-4, atol=1e-6):
             raise ValueError(
@@ -58,6 +62,6 @@ class PolicySampler(SkipSampler):
     def __call__(
         self, denoiser: Denoiser, randn: Randn = torch.randn_like, after_step: AfterStep | None = None
     ) -> Tensor:
-        """See `Sampler.__call__`."""
+        """See `Sampler.__call__`; moves the policy to the device of the states."""
         self.policy.to(denoiser.anchor.device)
         return super().__call__(denoiser, randn, after_step)

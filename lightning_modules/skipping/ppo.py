@@ -1,6 +1,7 @@
-"""Proximal policy optimization as mathematics: returns, advantages and the clipped loss (arXiv:1707.06347).
+"""Proximal policy optimization: returns, advantages and the clipped loss (arXiv:1707.06347).
 
-Everything is `[K,B]`: K decisions of B episodes. `counted` marks the decisions that the policy is responsible for.
+Tensors are `[K,B]`, for K decisions in each of B episodes. `counted` is a boolean mask of the decisions that enter the
+loss; a forced decision, for example, does not.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 def discounted_returns(rewards: Tensor, gamma: float) -> Tensor:
-    """`G_k = r_k + gamma G_{k+1}` along the first dimension of `rewards [K,B]`."""
+    """Returns `G_k = r_k + gamma G_{k+1}` of rewards, both `[K,B]`."""
     returns = torch.empty_like(rewards)
     following = torch.zeros_like(rewards[0])
     for k in reversed(range(len(rewards))):
@@ -25,10 +26,11 @@ def standardize(values: Tensor, counted: Tensor, *, correction: int, eps: float,
 
     Args:
         values: `[K,B]`.
-        counted: `[K,B]` boolean.
-        correction: 1 divides the squares by the number of entries less one.
-        eps: added to the standard deviation.
-        floor: least divisor. Without one, a policy that has converged divides by almost nothing and is thrown off.
+        counted: Boolean `[K,B]`.
+        correction: 1 for the unbiased variance, which divides by the number of entries minus 1; 0 divides by it.
+        eps: Added to the standard deviation.
+        floor: Smallest standard deviation to divide by. When a policy has converged, advantages are almost equal, and
+            dividing by their own deviation would amplify noise.
     """
     chosen = values[counted]
     return (values - chosen.mean()) / (chosen.std(correction=correction).clamp(min=floor) + eps)
@@ -36,7 +38,13 @@ def standardize(values: Tensor, counted: Tensor, *, correction: int, eps: float,
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the current policy says about recorded decisions: each `[K,B]`."""
+    """A policy's outputs for recorded decisions, each `[K,B]`.
+
+    Attributes:
+        logprob: Log-probability of the action that was taken.
+        entropy: Entropy of the distribution of actions, in nats.
+        value: The critic's estimate of the return.
+    """
 
     logprob: Tensor
     entropy: Tensor
@@ -44,7 +52,7 @@ class Evaluation:
 
     @classmethod
     def of(cls, logits: Tensor, value: Tensor, actions: Tensor) -> "Evaluation":
-        """From logits `[K,B,A]`, values `[K,B]` and the actions `[K,B]` that were taken."""
+        """The evaluation for logits `[K,B,A]`, values `[K,B]` and the actions `[K,B]` that were taken."""
         logprobs = logits.log_softmax(-1)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         return cls(logprob=logprobs.gather(-1, actions[..., None])[..., 0], entropy=entropy, value=value)
@@ -52,31 +60,46 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Loss:
-    """The scalar to minimize and, detached, what tells whether the update is healthy."""
+    """The scalar to minimize, its terms, and diagnostics of the update; all but `total` are detached.
+
+    Attributes:
+        total: `policy - entropy_weight * entropy + value_weight * value`.
+        policy: The clipped policy loss.
+        value: Mean squared error of the critic.
+        entropy: Mean entropy.
+        kl: Estimate of KL(old || new), the mean of `ratio - 1 - log(ratio)`.
+        clipped: Fraction of the counted decisions whose ratio is clipped.
+        ratio_deviation: Largest `|ratio - 1|`; 0 before the first update of a batch.
+        explained_variance: `1 - Var(target - value) / Var(target)`; 0 if all targets are equal.
+    """
 
     total: Tensor
     policy: Tensor
     value: Tensor
     entropy: Tensor
-    kl: Tensor  # estimate of KL(old || new): mean of ratio - 1 - log ratio
-    clipped: Tensor  # fraction of counted decisions whose ratio the clip cuts
-    ratio_deviation: Tensor  # largest |ratio - 1|; zero in a first epoch whose policy sees what the rollout saw
-    explained_variance: Tensor  # 1 - Var(target - value) / Var(target); 0 where the targets do not vary
+    kl: Tensor
+    clipped: Tensor
+    ratio_deviation: Tensor
+    explained_variance: Tensor
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of one update. REINFORCE with a learned baseline is `clip=inf` and one epoch.
+    """The PPO loss of one update. REINFORCE with a learned baseline is `clip=inf` and one epoch.
 
     Attributes:
-        clip: half-width of the interval that the probability ratio is cut to.
-        gamma: discount. 1 by default: the reward is terminal, and the released 0.7 shows the first of ten decisions
-            0.04 of it.
-        value_weight: weight of the critic's squared error. 0 leaves the critic untrained and out of the advantage:
-            plain REINFORCE.
-        entropy_weight: weight of the entropy bonus.
-        normalize: `advantage` standardizes G - V over the counted decisions; `return` standardizes all returns together
-            before V is subtracted, as released, which teaches the critic little but the clock.
+        clip: The probability ratio is clipped to `[1 - clip, 1 + clip]`.
+        gamma: Discount factor. 1 by default: the reward is terminal, and with the released 0.7 only 0.04 of it reaches
+            the first of ten decisions.
+        value_weight: Weight of the critic's squared error. With 0 the critic is not trained and not subtracted from the
+            returns: plain REINFORCE.
+        entropy_weight: Weight of the entropy bonus.
+        normalize: `advantage` standardizes G - V over the counted decisions. `return` standardizes the returns of all
+            decisions together before V is subtracted, as released; then the critic learns little more than the index
+            of the decision.
+
+    Raises:
+        ValueError: `clip` is not positive, or `gamma` is outside [0, 1].
     """
 
     clip: float = 0.2
@@ -90,12 +113,12 @@ class Objective:
             raise ValueError(f"clip must be positive and gamma in [0, 1], got {self.clip} and {self.gamma}")
 
     def targets(self, rewards: Tensor, counted: Tensor) -> Tensor:
-        """What the critic learns, `[K,B]`: the returns of `rewards [K,B]`, standardized if `normalize` says so."""
+        """Targets of the critic, `[K,B]`: the returns of rewards `[K,B]`, standardized with `normalize="return"`."""
         returns = discounted_returns(rewards, self.gamma)
         return standardize(returns, counted, correction=1, eps=1e-5) if self.normalize == "return" else returns
 
     def advantage(self, targets: Tensor, value: Tensor, counted: Tensor, floor: float = 0.0) -> Tensor:
-        """How much better than expected each decision turned out, `[K,B]`, without a gradient."""
+        """Advantages `[K,B]`: targets minus the critic's values, standardized by default; without a gradient."""
         raw = targets - value.detach() if self.value_weight > 0 else targets
         if self.normalize == "return":
             return raw
@@ -107,20 +130,23 @@ class Objective:
         """The clipped loss over the counted decisions.
 
         Args:
-            now: the current policy's evaluation of the recorded decisions.
-            old_logprob: `[K,B]`, log-probabilities at the time of the rollout.
-            targets: `[K,B]`, from `targets`.
-            counted: `[K,B]` boolean: decisions that enter policy, value and entropy terms.
-            floor: least divisor of the advantage.
+            now: The current policy's evaluation of the recorded decisions.
+            old_logprob: Log-probabilities at the time of the rollout, `[K,B]`.
+            targets: Targets of the critic, `[K,B]`, see `targets`.
+            counted: Decisions that enter the policy, value and entropy terms, boolean `[K,B]`.
+            floor: Smallest standard deviation that advantages are divided by.
         """
+        # The policy term: pessimistic, so that moving the ratio out of the interval is never rewarded.
         advantage = self.advantage(targets, now.value, counted, floor)[counted]
         log_ratio = (now.logprob - old_logprob)[counted]
         ratio = log_ratio.exp()
         kept = ratio.clamp(1 - self.clip, 1 + self.clip)
         policy = -torch.minimum(ratio * advantage, kept * advantage).mean()
+
         error = (now.value - targets)[counted]
         value, entropy = error.square().mean(), now.entropy[counted].mean()
         total = policy - self.entropy_weight * entropy + self.value_weight * value
+
         spread = targets[counted].var(correction=0)
         return Loss(
             total=total,

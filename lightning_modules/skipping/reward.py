@@ -1,4 +1,4 @@
-"""What a skip policy is paid: the quality of its image, compared with the image of all steps, minus a price."""
+"""The reward of a skip policy: the gain in image quality over running all steps, minus a cost per evaluation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from lightning_modules.metrics.pixels import luma
 
 
 class Term(nn.Module, ABC):
-    """One measurement of the reward.
+    """One image metric in the reward.
 
     Args:
-        weight: Factor in the reward, positive; what is better when low is subtracted.
+        weight: Factor in the reward, positive; a metric that is better when lower is subtracted.
 
     Raises:
         ValueError: the weight is not positive.
@@ -33,20 +33,20 @@ class Term(nn.Module, ABC):
 
     @property
     def name(self) -> str:
-        """What logs and tables call it."""
+        """Name of the term in logs and tables."""
         return type(self).__name__.lower()
 
     @abstractmethod
     def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """`[B]` for images `[B,3,H,W]` in [0, 1]."""
+        """The metric of each image, `[B]`, for results and targets `[B,3,H,W]` in [0, 1]."""
 
-    def paid(self, measured: Tensor) -> Tensor:
-        """The share of the reward, `[B]`, that measured values `[B]` bring."""
+    def contribution(self, measured: Tensor) -> Tensor:
+        """The summand of the reward, `[B]`, for values `[B]` of the metric."""
         return self.weight * (measured if self.higher_is_better else -measured)
 
 
 class PSNRY(Term):
-    """PSNR in dB on Y of BT.601 studio range, whole image.
+    """PSNR in dB on the Y channel (BT.601, studio range), without cropping a border.
 
     Args:
         weight: See `Term`.
@@ -67,14 +67,14 @@ class LPIPS(Term):
 
     Raises:
         ModuleNotFoundError: torchvision is not installed.
-        FileNotFoundError: AlexNet's weights are not on this machine.
+        FileNotFoundError: AlexNet's weights are missing on this machine.
     """
 
     higher_is_better = False
 
     def __init__(self, weight: float) -> None:
         super().__init__(weight)
-        self.metric = lpips(otherwise="pay for what needs no weights: --config configs/reward/weight_free.yaml")
+        self.metric = lpips(otherwise="use a reward that needs no weights: --config configs/reward/weight_free.yaml")
 
     def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
         """See `Term.measure`."""
@@ -87,13 +87,13 @@ class MetricTerm(Term):
     """Any torchmetrics-style metric over images in [0, 1], applied to one image at a time.
 
     Args:
-        metric: The metric; it must say whether `higher_is_better`.
+        metric: The metric; its `higher_is_better` must be set.
         weight: See `Term`.
-        inverse: Pay for 1 / metric, as SkipDiff does with NIQE.
-        reference: Whether the metric compares with the target; otherwise it sees the result alone.
+        inverse: Use 1 / metric in the reward, as SkipDiff does with NIQE.
+        reference: Whether the metric is computed from result and target, or from the result only.
 
     Raises:
-        ValueError: the metric does not say which direction is better.
+        ValueError: the metric's `higher_is_better` is None.
     """
 
     def __init__(self, metric: Metric, weight: float = 1.0, inverse: bool = False, reference: bool = True) -> None:
@@ -105,7 +105,7 @@ class MetricTerm(Term):
 
     @property
     def name(self) -> str:
-        """The metric's class."""
+        """The class name of the metric, in lower case."""
         return type(self.metric).__name__.lower()
 
     def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
@@ -118,22 +118,22 @@ class MetricTerm(Term):
         self.metric.reset()
         return torch.stack(values)
 
-    def paid(self, measured: Tensor) -> Tensor:
-        """See `Term.paid`."""
-        return super().paid(1 / measured if self.inverse else measured)
+    def contribution(self, measured: Tensor) -> Tensor:
+        """See `Term.contribution`."""
+        return super().contribution(1 / measured if self.inverse else measured)
 
 
 class Reward(nn.Module):
-    """Weighted measurements of the final image minus a price for each evaluation of the network.
+    """A weighted sum of metrics of the final image, minus a price for each evaluation of the network.
 
     Args:
-        terms: The measurements.
-        price: For each evaluation of the network.
-        relative: Subtract the quality of the image that all steps give with the same noise, which takes the difficulty
-            of the image out; the released code does not.
+        terms: The metrics.
+        price: Subtracted for each evaluation of the network.
+        relative: Subtract the quality of the image that running all steps gives with the same noise, so that the reward
+            does not depend on how difficult an image is. The released code does not do this.
 
     Raises:
-        ValueError: two terms have one name.
+        ValueError: there are no terms, or two have the same name.
     """
 
     def __init__(self, terms: list[Term], price: float = 0.01, relative: bool = True) -> None:
@@ -145,31 +145,31 @@ class Reward(nn.Module):
         self.price, self.relative = price, relative
 
     def __iter__(self) -> Iterator[Term]:
-        """The terms."""
+        """Iterates over the terms."""
         return iter(cast(list[Term], self.terms))
 
     @torch.no_grad()
     def measure(self, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """Each measurement, `[B]`, by its name, of images `[B,3,H,W]` in [-1, 1], rounded to 8 bits."""
+        """Each metric `[B]`, by name, of results and targets `[B,3,H,W]` in [-1, 1], which are rounded to 8 bits."""
         with torch.autocast(sr.device.type, enabled=False):
-            sr, hr = _eight_bits(sr), _eight_bits(hr)
+            sr, hr = _quantized(sr), _quantized(hr)
             return {term.name: term.measure(sr, hr) for term in self}
 
     def quality(self, measured: dict[str, Tensor]) -> Tensor:
-        """What measurements are worth, `[B]`."""
-        return torch.stack([term.paid(measured[term.name]) for term in self]).sum(dim=0)
+        """The weighted sum of the metrics, `[B]`."""
+        return torch.stack([term.contribution(measured[term.name]) for term in self]).sum(dim=0)
 
     def forward(self, quality: Tensor, *, all_run: Tensor, evaluations: Tensor) -> Tensor:
         """The reward, `[B]`.
 
         Args:
-            quality: Of the image, `[B]`.
-            all_run: Of the image that all steps give, `[B]`; only read if `relative`.
-            evaluations: How often the network ran, `[B]`.
+            quality: Quality of the image, `[B]`.
+            all_run: Quality of the image that running all steps gives, `[B]`; only used if `relative`.
+            evaluations: Number of evaluations of the network, `[B]`.
         """
         return quality - (all_run if self.relative else 0) - self.price * evaluations
 
 
-def _eight_bits(image: Tensor) -> Tensor:
-    """Images in [-1, 1] as an 8-bit file would hold them, in [0, 1]."""
+def _quantized(image: Tensor) -> Tensor:
+    """Images in [-1, 1] rounded to 8 bits, in [0, 1]."""
     return ((image.float().clamp(-1, 1) + 1) * 127.5).round() / 255

@@ -1,4 +1,4 @@
-"""Batches that are sampled with skipped steps, rewarded, and compared with other ways to skip."""
+"""Rollouts of a skip policy: sampled images and their rewards, and the comparison with other ways to skip."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,31 +18,41 @@ from lightning_modules.super_resolver import trimmed
 
 @dataclass(frozen=True)
 class Episodes:
-    """What one batch went through. `[K,B]` unless stated otherwise, K decisions of B images."""
+    """Episodes of one batch: K decisions for each of B images.
 
-    observations: Tensor  # [K,B,C,h,w]
+    Attributes:
+        observations: The policy's inputs, `[K,B,C,h,w]`.
+        actions: The actions, int64 `[K,B]`.
+        evaluation: Log-probabilities, entropies and values at the time of the rollout, `[K,B]` each.
+        ran: Whether the step was run, boolean `[K,B]`; differs from the action where the step was forced.
+        counted: Decisions that enter the loss, boolean `[K,B]`.
+        rewards: Reward of each image, `[B]`; 0 where it is NaN or infinite, and then no decision counts.
+        evaluations: Evaluations of the network for each image, `[B]`.
+    """
+
+    observations: Tensor
     actions: Tensor
     evaluation: Evaluation
     ran: Tensor
-    counted: Tensor  # decisions that the policy answers for
-    rewards: Tensor  # of the images, [B]; 0 where there is none
-    evaluations: Tensor  # of the network, [B]
+    counted: Tensor
+    rewards: Tensor
+    evaluations: Tensor
 
 
 class Rollouts:
-    """Samples batches under deciders and pays for the images.
+    """Samples batches with given decisions and computes the rewards of the images.
 
     Args:
         base: The method whose steps are skipped.
         plan: The sampler.
-        reward: What is paid.
+        reward: The reward of an image.
     """
 
     def __init__(self, base: DiffusionModule, plan: SkipSampler, reward: Reward) -> None:
         self.base, self.plan, self.reward = base, plan, reward
 
     def images(self, batch: Batch, deciders: Mapping[str, Decider]) -> dict[str, Tensor]:
-        """Images `[B,3,H,W]` in [-1, 1] by decider, all from one coarse chain and the same noise."""
+        """Images `[B,3,H,W]` in [-1, 1] by decider, all from the same coarse chain and the same noise."""
         with self.base.sampling(batch) as padded:
             started, denoiser, randn, fill = self.base.prepare(padded, self.plan)
             steps = self.plan.prepare(denoiser, randn, fill)
@@ -51,42 +61,48 @@ class Rollouts:
 
     @torch.no_grad()
     def play(self, batch: Batch, policy: SkipPolicy, count_forced: bool) -> Episodes:
-        """Samples a batch under actions drawn from the policy, as its key says.
+        """Samples a batch with random actions of the policy.
 
         Args:
-            batch: Images with their targets.
+            batch: Images with their targets; their keys seed noise and actions.
             policy: The policy.
-            count_forced: Whether the policy answers for the forced last decision.
+            count_forced: Whether the forced last decision enters the loss.
         """
         decider = PolicyDecider(policy, greedy=False)
         deciders: dict[str, Decider] = {"policy": decider}
         if self.reward.relative:
             deciders["all-run"] = Pattern([True] * self.plan.decisions)
+
         measured = {name: self.reward.measure(sr, batch["hr"]) for name, sr in self.images(batch, deciders).items()}
         all_run = self.reward.quality(measured.get("all-run", measured["policy"]))
-        paid = self._paid(measured["policy"], self.plan.evaluations(decider), all_run)
-        ran, rewarded = torch.stack(decider.ran), torch.isfinite(paid["reward"])
-        counted = rewarded.expand_as(ran).clone()
+        scores = self._scores(measured["policy"], self.plan.evaluations(decider), all_run)
+
+        # A metric can fail on a single image; its episode is left out instead of ending the training.
+        ran, finite = torch.stack(decider.ran), torch.isfinite(scores["reward"])
+        counted = finite.expand_as(ran).clone()
         counted[-1] &= count_forced
+
         return Episodes(
             observations=torch.stack(decider.observations),
             actions=torch.stack(decider.actions),
             evaluation=decider.evaluation(),
             ran=ran,
             counted=counted,
-            rewards=torch.where(rewarded, paid["reward"], 0.0),
-            evaluations=paid["evaluations"],
+            rewards=torch.where(finite, scores["reward"], 0.0),
+            evaluations=scores["evaluations"],
         )
 
     @torch.no_grad()
     def compare(self, batch: Batch, chosen: Decider, sr: Tensor, table: SkipTable) -> None:
-        """Adds a batch to the table: the policy, all steps, none, as many at random, and every fixed subset.
+        """Adds a batch to the table: the policy, all steps, no steps, random steps, and every fixed subset.
+
+        The random steps have the share of the batch's own decisions to run.
 
         Args:
             batch: Images with their targets.
-            chosen: What the policy decided.
-            sr: The images it led to, `[B,3,H,W]` in [-1, 1].
-            table: Where to.
+            chosen: The decider with the record of the policy's decisions.
+            sr: The images that these led to, `[B,3,H,W]` in [-1, 1].
+            table: The table that is added to.
         """
         ran = torch.stack(chosen.ran)
         deciders: dict[str, Decider] = {
@@ -94,11 +110,12 @@ class Rollouts:
             "all-skip": Pattern([False] * self.plan.decisions),
             "random": Pattern(torch.rand(ran.shape, device=ran.device) < ran[:-1].float().mean()),
         }
+
         images = {"policy": sr, **self.images(batch, deciders)}
         measured = {name: self.reward.measure(image, batch["hr"]) for name, image in images.items()}
         all_run = self.reward.quality(measured["all-run"])
         for name, decider in {"policy": chosen, **deciders}.items():
-            table.add(name, self._paid(measured[name], self.plan.evaluations(decider), all_run))
+            table.add(name, self._scores(measured[name], self.plan.evaluations(decider), all_run))
 
         with self.base.sampling(batch) as padded:
             started, denoiser, randn, fill = self.base.prepare(padded, self.plan)
@@ -107,12 +124,12 @@ class Rollouts:
                 image = trimmed(self.base.decode(state, started), batch)
                 evaluations = torch.full_like(all_run, self.plan.coarse_steps - 1 + sum(subset))
                 measurements = self.reward.measure(image, batch["hr"])
-                table.add_subset(subset, self._paid(measurements, evaluations, all_run))
+                table.add_subset(subset, self._scores(measurements, evaluations, all_run))
 
             self.plan.visit_subsets(self.plan.prepare(denoiser, randn, fill), visit)
         table.images += len(sr)
 
-    def _paid(self, measured: dict[str, Tensor], evaluations: Tensor, all_run: Tensor) -> dict[str, Tensor]:
-        """Reward, evaluations and measurements, `[B]` each."""
+    def _scores(self, measured: dict[str, Tensor], evaluations: Tensor, all_run: Tensor) -> dict[str, Tensor]:
+        """Reward, number of evaluations and metrics, `[B]` each, by name."""
         reward = self.reward(self.reward.quality(measured), all_run=all_run, evaluations=evaluations)
         return {"reward": reward, "evaluations": evaluations, **measured}

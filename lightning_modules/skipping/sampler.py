@@ -1,4 +1,4 @@
-"""SkipDiff's sampling: a coarse chain close to the clean image, then fine steps of which each image skips some."""
+"""SkipDiff's sampler: a coarse chain almost to the clean image, then fine steps of which each image skips some."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -22,35 +22,36 @@ Skip = Literal["respaced", "keep", "reset"]
 
 
 class Decider(ABC):
-    """Says at each decision which images run, and keeps the record of the last run.
+    """Decides at each fine step which images run it, and records the decisions of the last run.
 
     Attributes:
-        ran: Per decision, boolean `[B]`: what was run, the forced last step included.
+        ran: For each decision, which images ran the step, boolean `[B]`; all of them in the forced last step.
     """
 
     def __init__(self) -> None:
         self.ran: list[Tensor] = []
 
     def begin(self, x: Tensor) -> None:
-        """Forgets the last run; `x` is the state that the fine steps start from."""
+        """Clears the record; `x`, `[B,C,H,W]`, are the states that the fine steps start from."""
         self.ran = []
 
     def decide(self, decision: int, x: Tensor, *, forced: bool) -> Tensor:
-        """Which images run, boolean `[B]`; all of them where the step is forced."""
+        """Which images run, boolean `[B]`: all of them if `forced`. Records the decision."""
         run = self.choose(decision, x)
         self.ran.append(torch.ones_like(run) if forced else run)
         return self.ran[-1]
 
     @abstractmethod
     def choose(self, decision: int, x: Tensor) -> Tensor:
-        """Which of the images with states `x [B,C,H,W]` would run, boolean `[B]`."""
+        """Which of the images with states `x [B,C,H,W]` run if the step is not forced, boolean `[B]`."""
 
 
 class Pattern(Decider):
-    """Decisions made beforehand.
+    """Fixed decisions.
 
     Args:
-        runs: Boolean, K for every image or `[K,B]`; the last, forced one has no effect.
+        runs: Whether each step is run: K booleans for all images, or boolean `[K,B]`. The last has no effect, because
+            the last step is forced.
     """
 
     def __init__(self, runs: list[bool] | Tensor) -> None:
@@ -58,22 +59,22 @@ class Pattern(Decider):
         self.runs = torch.as_tensor(runs)
 
     def choose(self, decision: int, x: Tensor) -> Tensor:
-        """Row `decision` of the pattern."""
+        """Entry `decision` of the pattern, `[B]`."""
         return self.runs[decision].to(x.device).expand(x.shape[0])
 
 
 class PolicyDecider(Decider):
-    """Decisions of a policy, whose memory is carried from one to the next.
+    """Decisions of a policy, whose recurrent state is carried from one decision to the next.
 
     Attributes:
-        observations: Per decision, what the policy read, `[B,C,h,w]`.
-        actions: Per decision, its action, int64 `[B]`; that of a forced step has no effect.
-        logits: Per decision, `[B,2]`.
-        values: Per decision, `[B]`.
+        observations: For each decision, the policy's input, `[B,C,h,w]`.
+        actions: For each decision, the action, int64 `[B]`; that of a forced step has no effect.
+        logits: For each decision, `[B,2]`.
+        values: For each decision, `[B]`.
 
     Args:
         policy: The policy.
-        greedy: Take the likelier action instead of drawing one from the global generator.
+        greedy: Take the more likely action instead of drawing one with the global generator.
     """
 
     def __init__(self, policy: SkipPolicy, greedy: bool) -> None:
@@ -90,7 +91,7 @@ class PolicyDecider(Decider):
         self.values: list[Tensor] = []
 
     def choose(self, decision: int, x: Tensor) -> Tensor:
-        """What the policy says, recorded."""
+        """The policy's decision; records its input, action, logits and value."""
         observation = self.policy.observe(x)
         logits, value, self.memory = self.policy.step(observation, self.memory, decision)
         action = self.act(decision, logits)
@@ -107,28 +108,32 @@ class PolicyDecider(Decider):
         return torch.multinomial(logits.softmax(dim=-1), 1)[:, 0]
 
     def evaluation(self) -> Evaluation:
-        """The policy's own view of its decisions, each `[K,B]`."""
+        """Log-probabilities, entropies and values of the recorded decisions, `[K,B]` each."""
         return Evaluation.of(torch.stack(self.logits), torch.stack(self.values), torch.stack(self.actions))
 
 
 class SkipSampler(Ancestral):
     """Coarse skip approximation, then fine skip refinement (SkipDiff, AAAI 2024, paper 28195).
 
-    The coarse chain of `coarse_steps` ancestral steps stops one step short of the clean image. From there the last
-    steps of a chain of `fine_steps` lead on, one decision each: an image that skips is not evaluated, and the network
-    runs on the rest of the batch only. The last step always runs. Noise is drawn for the whole batch at each step, so
-    an image does not depend on what its neighbours decide.
+    The coarse chain takes all but the last of `coarse_steps` ancestral steps. From there the last steps of a chain of
+    `fine_steps` are taken, with one decision before each. The network is evaluated only on the images that run the
+    step. The last step is always run. Noise is drawn for the whole batch at each step, so an image does not depend on
+    the decisions for other images.
 
-    The released code evaluates the coarse chain's last step as well and throws it away; it is left out here.
+    The released code also evaluates the last step of the coarse chain and discards the result; here it is left out.
 
     Args:
-        decider: Says who runs.
-        coarse_steps: Steps of the coarse chain, of which one fewer are taken.
-        fine_steps: Steps of the chain that the fine steps belong to.
-        skip: What a skip does. `respaced`: the image stays at its own noise level, and its next step starts there.
-            `keep`: it stays, but its next step is taken from the level of the clock, as if it had moved. `reset`: it is
-            set back to the coarse chain's result, as the released code does.
-        start: Time that the coarse chain starts from, to cut off the schedule's end; None for where the process starts.
+        decider: Decides which images run a step.
+        coarse_steps: Number of steps of the coarse chain, of which the last is not taken.
+        fine_steps: Number of steps of the chain that the fine steps are the end of.
+        skip: What happens to an image that skips. `respaced`: it stays at its noise level, and its next step starts at
+            that level. `keep`: it stays, but its next step assumes the noise level of the schedule, as if it had run.
+            `reset`: it is set back to the end of the coarse chain, as in the released code.
+        start: Time at which the coarse chain starts, to leave out the noisiest part of the schedule; None for the start
+            of the process.
+
+    Raises:
+        ValueError: `fine_steps` is not a multiple of `coarse_steps`, or `coarse_steps` is below 2.
     """
 
     def __init__(
@@ -146,44 +151,48 @@ class SkipSampler(Ancestral):
         self.skip, self.start = skip, start
 
     def name(self, process: Process) -> str:
-        """What results call it, "skip-respaced-10-100"."""
+        """See `Sampler.name`: such as "skip-respaced-10-100"."""
         return f"skip-{self.skip}-{self.coarse_steps}-{self.fine_steps}"
 
     def grid(self, process: Process) -> Tensor:
-        """The times of all steps, float64, falling to 0."""
+        """Times of the coarse and the fine steps, float64, falling to 0."""
         coarse, fine = self.times(process)
         return torch.cat([coarse, fine[1:]])
 
     @property
     def decisions(self) -> int:
-        """Number of fine steps, the forced one included."""
+        """Number K of fine steps, including the forced last one."""
         return self.fine_steps // self.coarse_steps
 
     def evaluations(self, decider: Decider) -> Tensor:
-        """How often the network ran for each image in the decider's last run, `[B]`."""
+        """Number of network evaluations for each image in the decider's last run, `[B]`."""
         return self.coarse_steps - 1 + torch.stack(decider.ran).sum(dim=0)
 
     def times(self, process: Process) -> tuple[Tensor, Tensor]:
-        """Times of the coarse chain, the last one left out, and of the fine steps: float64, falling.
+        """Times of the coarse chain without its last step, and of the fine steps: float64, falling.
 
         Raises:
-            ValueError: the process has no such levels.
+            ValueError: the process cannot be sampled in these numbers of steps, the fine steps do not start where the
+                coarse chain ends, or `start` is not within the first coarse step.
         """
         try:
             coarse, fine = process.grid(self.coarse_steps)[:-1], process.grid(self.fine_steps)[-self.decisions - 1 :]
         except ValueError as error:
-            raise ValueError(f"{self._does_not_fit(process)}: {error}") from error
+            raise ValueError(f"{self._mismatch(process)}: {error}") from error
+
         start = float(coarse[0]) if self.start is None else self.start
         if abs(float(coarse[-1] - fine[0])) > 1e-9 or not float(coarse[1]) < start <= float(coarse[0]):
             raise ValueError(
-                f"{self._does_not_fit(process)}: the coarse chain ends at t = {float(coarse[-1]):.4g} and the fine "
+                f"{self._mismatch(process)}: the coarse chain ends at t = {float(coarse[-1]):.4g} and the fine "
                 f"steps begin at t = {float(fine[0]):.4g}; start must lie in "
                 f"({float(coarse[1]):.4g}, {float(coarse[0]):.4g}]"
             )
+
         coarse[0] = start
         return coarse, fine
 
-    def _does_not_fit(self, process: Process) -> str:
+    def _mismatch(self, process: Process) -> str:
+        """The beginning of an error message: these numbers of steps do not fit the process."""
         table = "" if process.steps is None else f" of {process.steps} steps"
         return (
             f"coarse_steps: {self.coarse_steps} and fine_steps: {self.fine_steps} do not fit the base's process "
@@ -197,13 +206,13 @@ class SkipSampler(Ancestral):
         return self.refine(self.decider, self.prepare(denoiser, randn, after_step))
 
     def prepare(self, denoiser: Denoiser, randn: Randn, after_step: AfterStep | None) -> "FineSteps":
-        """Runs the coarse chain; what comes back takes the fine steps from its end."""
+        """Runs the coarse chain; returns the fine steps that start at its end."""
         coarse, fine = self.times(denoiser.process)
         entry = self.follow(coarse, denoiser, randn, after_step)
         return FineSteps(self.skip, fine, entry, denoiser, randn, after_step)
 
     def refine(self, decider: Decider, steps: "FineSteps") -> Tensor:
-        """The clean state `[B,C,H,W]` to which the decider's choices lead."""
+        """Takes the fine steps as `decider` chooses; returns the clean state `[B,C,H,W]`."""
         x, level = steps.entry, steps.times[0].expand(steps.entry.shape[0])
         decider.begin(x)
         for decision in range(self.decisions):
@@ -212,14 +221,14 @@ class SkipSampler(Ancestral):
         return x
 
     def visit_subsets(self, steps: "FineSteps", visit: Callable[[Sequence[bool], Tensor], None]) -> None:
-        """Visits the result of every fixed set of skipped steps, with the same noise; shared beginnings are run once.
+        """Samples with every fixed subset of the fine steps and the same noise; common first steps are run once.
 
-        That is 2^K - 1 evaluations of the network for K decisions, and K (K + 1) / 2 with `reset`, where only the last
-        skip matters.
+        Takes 2^K - 1 evaluations of the network for K decisions. With `reset`, where only the last skip matters, it
+        takes K (K + 1) / 2.
 
         Args:
-            steps: The fine steps of a batch; their noise must come from `KeyedNoise`, which can be drawn again.
-            visit: Called with which decisions ran, K booleans, and the clean state `[B,C,H,W]`.
+            steps: The fine steps of a batch. Their noise must come from `KeyedNoise`, which can be drawn again.
+            visit: Called with K booleans, whether each step was run, and the clean state `[B,C,H,W]`.
         """
 
         def descend(steps: FineSteps, x: Tensor, level: Tensor, ran: list[bool]) -> None:
@@ -227,7 +236,7 @@ class SkipSampler(Ancestral):
                 visit(ran, x)
                 return
 
-            # The last decision is forced; with `reset` a skip after a step leads where skipping all led.
+            # The last step is forced. With `reset`, a skip after a step returns to the state of skipping all so far.
             if len(ran) < self.decisions - 1 and not (self.skip == "reset" and any(ran)):
                 forked = steps.fork()
                 skipped = forked(x, level, len(ran), torch.zeros_like(level, dtype=torch.bool))
@@ -245,11 +254,11 @@ class FineSteps:
 
     Attributes:
         skip: See `SkipSampler`.
-        times: Of the steps, float64 `[K + 1]`, falling to 0.
-        entry: The end of the coarse chain, `[B,C,H,W]`.
-        denoiser: The estimate of the clean state.
+        times: Times of the steps, float64 `[K + 1]`, falling to 0.
+        entry: The states at the end of the coarse chain, `[B,C,H,W]`.
+        denoiser: Gives the estimate of the clean state.
         randn: Source of fresh noise.
-        after_step: Called after each step.
+        after_step: Called after each step, see `AfterStep`.
     """
 
     skip: Skip
@@ -260,10 +269,10 @@ class FineSteps:
     after_step: AfterStep | None
 
     def fork(self) -> Self:
-        """The steps once more, with the same noise from here on.
+        """A copy that draws the same noise from here on, for another run of the same steps.
 
         Raises:
-            TypeError: the noise comes from a source that cannot be drawn again.
+            TypeError: the noise does not come from `KeyedNoise`.
         """
         if not isinstance(self.randn, KeyedNoise):
             raise TypeError("only noise of KeyedNoise can be drawn again")
@@ -275,15 +284,15 @@ class FineSteps:
 
         Args:
             x: States, `[B,C,H,W]`.
-            level: The time that each image stands at, `[B]`.
+            level: Time of each state, `[B]`.
             decision: Index of the step.
             run: Which images run, boolean `[B]`.
 
         Returns:
-            The next states and times.
+            The next states, `[B,C,H,W]`, and their times, `[B]`.
         """
-        clock = self.times[decision].expand(x.shape[0])
-        t = level if self.skip == "respaced" else clock
+        scheduled = self.times[decision].expand(x.shape[0])
+        t = level if self.skip == "respaced" else scheduled
         s = torch.where(run.to(t.device), self.times[decision + 1], t)
 
         x0 = self._estimate(x, t, run)
@@ -295,7 +304,7 @@ class FineSteps:
         return torch.where(run.view(-1, 1, 1, 1), moved, stay), s
 
     def _estimate(self, x: Tensor, t: Tensor, run: Tensor) -> Tensor:
-        """The clean states of the images that run; the others' states, unused, in the other rows."""
+        """Estimates `[B,C,H,W]` of the clean states of the images that run; the other rows are unused."""
         rows = run.nonzero()[:, 0]
         if len(rows) == len(run):
             return self.denoiser(x, t)

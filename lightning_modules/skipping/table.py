@@ -1,4 +1,4 @@
-"""What a skip policy does, and what it has to win against: everything, nothing, chance, and every fixed choice."""
+"""Statistics of a policy's decisions, and its rewards beside those of simpler ways to skip."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 def from_all_processes(item: Item) -> list[Item]:
-    """`item` of each process of the run."""
+    """The values that `item` has in each process of a distributed run."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [item]
     items: list[Any] = [None] * distributed.get_world_size()
@@ -24,20 +24,21 @@ def from_all_processes(item: Item) -> list[Item]:
 
 
 class Decisions:
-    """What a policy decided on the images of one validation."""
+    """Records a policy's decisions on the images of one validation or test."""
 
     def __init__(self) -> None:
-        self.noted: list[tuple[Tensor, Tensor]] = []  # what ran, and the entropy, [K,B]
+        self.recorded: list[tuple[Tensor, Tensor]] = []  # of each batch: which steps ran, and the entropies, [K,B]
 
-    def note(self, decider: PolicyDecider) -> None:
-        """Adds the decider's last run."""
-        self.noted.append((torch.stack(decider.ran).cpu(), decider.evaluation().entropy.cpu()))
+    def record(self, decider: PolicyDecider) -> None:
+        """Adds the decisions of the decider's last run."""
+        self.recorded.append((torch.stack(decider.ran).cpu(), decider.evaluation().entropy.cpu()))
 
     def summary(self, plan: SkipSampler) -> dict[str, Tensor]:
-        """Mean and histogram of evaluations, run rates, entropy, over all processes; forgets what was noted."""
-        noted = [note for notes in from_all_processes(self.noted) for note in notes]
-        self.noted = []
-        ran, entropy = (torch.cat(parts, dim=1) for parts in zip(*noted, strict=True))
+        """Mean and histogram of evaluations, run rates and entropy, over all processes; clears the record."""
+        batches = [batch for recorded in from_all_processes(self.recorded) for batch in recorded]
+        self.recorded = []
+        ran, entropy = (torch.cat(parts, dim=1) for parts in zip(*batches, strict=True))
+
         evaluations = plan.coarse_steps - 1 + ran.sum(dim=0)
         found = {"evaluations": evaluations.float().mean(), "entropy": entropy[:-1].mean()}
         for count in range(plan.coarse_steps, plan.coarse_steps + plan.decisions):
@@ -47,12 +48,12 @@ class Decisions:
 
 
 class SkipTable:
-    """Sums measurements over images, per way to skip.
+    """Means of rewards and metrics over images, for each way to skip.
 
-    The best fixed subset is chosen on the very images that it is compared on, which favours it.
+    The best fixed subset is chosen on the same images that it is compared on, which favours it.
 
     Attributes:
-        images: How many images were added.
+        images: Number of images that were added.
     """
 
     def __init__(self) -> None:
@@ -66,11 +67,11 @@ class SkipTable:
         self.subsets: dict[str, Tensor] = {}
 
     def add(self, name: str, measured: dict[str, Tensor]) -> None:
-        """Adds measurements `[B]`, by column, of one way to skip."""
+        """Adds scores `[B]`, by column, of the images of one way to skip."""
         self._add(self.sums, name, measured)
 
     def add_subset(self, ran: Sequence[bool], measured: dict[str, Tensor]) -> None:
-        """Adds measurements of a fixed subset of steps."""
+        """Adds scores `[B]`, by column, of running the steps where `ran` is true."""
         self._add(self.subsets, "".join("1" if run else "0" for run in ran), measured)
 
     def _add(self, sums: dict[str, Tensor], name: str, measured: dict[str, Tensor]) -> None:
@@ -79,42 +80,43 @@ class SkipTable:
         sums[name] = sums[name] + total if name in sums else total
 
     def gather(self) -> None:
-        """Adds what the other processes of a run have seen, some of which may have seen nothing."""
-        seen = from_all_processes((self.images, self.columns, self.sums, self.subsets))
+        """Merges the tables of all processes of a run; that of a process may be empty."""
+        tables = from_all_processes((self.images, self.columns, self.sums, self.subsets))
         self.reset()
-        for images, columns, sums, subsets in seen:
+        for images, columns, sums, subsets in tables:
             self.images += images
             self.columns = columns or self.columns
             for own, theirs in ((self.sums, sums), (self.subsets, subsets)):
                 own.update({name: total + own.get(name, 0) for name, total in theirs.items()})
 
     def best_subset(self) -> str:
-        """The fixed subset of the highest reward: a 1 for each step that runs, in order."""
+        """The fixed subset with the highest mean reward, one digit for each step: 1 runs it, 0 skips it."""
         reward = self.columns.index("reward")
         return max(self.subsets, key=lambda name: float(self.subsets[name][reward]))
 
     def rows(self) -> dict[str, dict[str, float]]:
-        """Means over the images, by way to skip and column."""
+        """Means over the images, by way to skip and by column."""
         sums = {**self.sums, STATIC: self.subsets[self.best_subset()]} if self.subsets else self.sums
         means = {name: (total / self.images).tolist() for name, total in sums.items()}
         return {name: dict(zip(self.columns, values, strict=True)) for name, values in means.items()}
 
     def verdict(self) -> str:
-        """Whether the policy is worth having."""
+        """A sentence that compares the policy's mean reward with that of the best fixed subset."""
         rows, best = self.rows(), self.best_subset()
         ahead = rows[POLICY]["reward"] - rows[STATIC]["reward"]
         runs = ", ".join("true" if run == "1" else "false" for run in best)
         if ahead > 0:
             return f"The policy beats the best static subset ({best}) by {ahead:.4g}."
-        wins = f"wins: it is paid {-ahead:.4g} more than" if ahead < 0 else "is paid as much as"
+
+        compared = f"wins: it gets {-ahead:.4g} more reward than" if ahead < 0 else "gets as much reward as"
         return (
-            f"The best static subset ({best}) {wins} the policy. It needs none: give "
+            f"The best static subset ({best}) {compared} the policy. It needs no policy: give "
             "lightning_modules.skipping.sampler.SkipSampler as the sampler, with the decider "
             f"lightning_modules.skipping.sampler.Pattern, runs: [{runs}]."
         )
 
     def print(self) -> None:
-        """Prints rows and verdict."""
+        """Prints the table and the verdict."""
         table = Table("", *self.columns, title=f"Ways to skip, means over {self.images} images")
         for name, row in self.rows().items():
             table.add_row(name, *(f"{value:.4f}" for value in row.values()))

@@ -13,10 +13,11 @@ from torch.nn.functional import avg_pool2d, interpolate
 from torch.utils.data import DataLoader
 
 from callbacks.ema import EMA
-from callbacks.image_metrics import ImageMetrics
+from callbacks.image_metrics import ImageMetrics, classic
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.sample_grid import SampleGrid
 from datamodules.batch import Batch
+from lightning_modules.metrics.score import SetScore
 
 SCALE = 2
 SIZE = 32
@@ -105,6 +106,19 @@ class SmallData(LightningDataModule):
         return DataLoader(photos[rank::processes], None)
 
 
+class Colours(SetScore):
+    """The mean colours of a set against those of its targets."""
+
+    definition = "colours"
+    higher_is_better = {"distance": False, "patches": True}  # noqa: RUF012
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        return [image.flatten(1).T[:5] for image in images]
+
+    def compare(self, sr: Tensor, hr: Tensor) -> dict[str, float]:
+        return {"distance": float((sr.mean(0) - hr.mean(0)).norm()), "patches": float(len(sr))}
+
+
 def trainer_of(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
     """A quiet trainer on the CPU that keeps everything below `folder`."""
     options = {
@@ -127,7 +141,9 @@ def main(folder: Path, processes: int) -> None:
     ema = EMA(decay=0.5, warmup=False)
     strategy = "ddp" if processes > 1 else "auto"
     options: dict[str, Any] = {"devices": processes, "strategy": strategy, "max_steps": 2}
-    trainer = trainer_of(folder, ImageMetrics(), SampleGrid(images=3), ema, PredictionWriter(), **options)
+    trainer = trainer_of(
+        folder, ImageMetrics([*classic(), Colours()]), SampleGrid(images=3), ema, PredictionWriter(), **options
+    )
     val, test = trainer.validate(method, data, verbose=False)[0], trainer.test(method, data, verbose=False)[0]
     trainer.predict(method, data)
     trainer.fit(method, data)

@@ -39,7 +39,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.mark.parametrize("stage", ["val", "test"])
 def test_scores_are_those_of_one_process(runs: Runs, stage: str) -> None:
     scores = runs.record("two")[stage]
-    assert scores.keys() >= {f"{stage}/{name}" for name in ("psnr_y", "ssim_rgb", "bicubic/psnr_y", "colour_error_r")}
+    assert scores.keys() >= {
+        f"{stage}/{name}" for name in ("psnr_y", "ssim_rgb", "bicubic/psnr_y", "colour_error_r", "distance")
+    }
     assert scores == pytest.approx(runs.record("one")[stage], rel=1e-6)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datamodules.base import SRDataModule
 from datamodules.batch import Batch
 from datamodules.degradations.degradation import Degradation, Recipe, generator
-from datamodules.sources import Source
+from datamodules.stream.sources import Source
 from tests.datamodules.trees import Numbers
 
 

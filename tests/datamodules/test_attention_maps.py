@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from datamodules.folder import Folder
-from datamodules.streams import DataError
+from datamodules.stream.sources import DataError
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ import hashlib
 import io
 import json
 import re
-import runpy
 import shlex
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,24 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 from PIL import Image
 
-from datamodules import archives, celeba, div2k, ffhq, realsr
-from datamodules.archives import Archive, obtain
+from datamodules import celeba, div2k, ffhq, realsr
 from datamodules.base import SRDataModule
 from datamodules.benchmark_sets import BenchmarkSet
 from datamodules.celeba import CelebA
 from datamodules.degradations.bicubic import Bicubic
 from datamodules.div2k import DF2K, DIV2K
 from datamodules.ffhq import Faces
-from datamodules.pack import pack_folder
-from datamodules.packed import Packed
-from datamodules.packing import PackError
-from datamodules.preview import PRESETS, build
+from datamodules.prepare import archives, pack
+from datamodules.prepare.archives import Archive, fetch_images
+from datamodules.prepare.pack import pack_folder
+from datamodules.prepare.preview import PRESETS
+from datamodules.prepare.shard_writer import PackError
 from datamodules.realsr import DRealSR, RealSR
-from datamodules.shards import packed
-from lightning_modules.cli import CONFIGS, PARSER_MODE, layers
+from datamodules.shard_folder import ShardFolder
+from datamodules.stream.shards import open_split
+from lightning_modules.cli import degradation as build_degradation
+from lightning_modules.config import CONFIGS
+from tests.datamodules.configs import configured
 from tests.datamodules.trees import picture, save
 
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))
@@ -107,16 +107,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def configured(config: Path, *options: str) -> SRDataModule:
-    parser = ArgumentParser(parser_mode=PARSER_MODE, exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_argument("--compose", type=list[str])
-    parser.add_subclass_arguments(SRDataModule, "data")
-    flags = [flag for layer in layers(config) for flag in ("--config", str(layer))]
-    data: SRDataModule = parser.instantiate_classes(parser.parse_args([*flags, *options])).data
-    return data
-
-
 TRAINS = {  # config: images in an epoch of training, in validation, HR size and LR size of a validation image
     "div2k_x4": (4, 2, (480, 720), (120, 180)),
     "df2k_x4": (6, 2, (480, 720), (120, 180)),
@@ -143,7 +133,7 @@ TRAINS = {  # config: images in an epoch of training, in validation, HR size and
 def test_every_config_reads_what_was_prepared(config: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(prepared)
     samples, images, hr, lr = TRAINS[config.stem]
-    data = configured(config, "--data.init_args.num_workers=0", "--data.init_args.val_batch_size=1")
+    data = configured([config], "--data.init_args.num_workers=0", "--data.init_args.val_batch_size=1")
     data.prepare_data()
     raw = list(data.val_dataloader())
     batch = data.on_after_batch_transfer(raw[0], 0)
@@ -179,67 +169,61 @@ def raw(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-def carry_out(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def carry_out(command: str) -> None:
     """Runs a packer's command line as it is written, on the small trees."""
-    _, _, module, *words = shlex.split(command)
-    partial = ["--partial=true"] if module.endswith(("div2k", "celeba")) else []
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "argv", [module, *(WORDS.get(word, word) for word in words), *partial, "--workers=1"])
-        patch.delitem(sys.modules, module, raising=False)
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    lightning, name, *words = shlex.split(command)
+    assert (lightning, name) == ("lightning", "pack")
+    partial = ["--partial=true"] if words[0] in ("div2k", "celeba") else []
+    pack.main([*(WORDS.get(word, word) for word in words), *partial, "--workers=1"])
 
 
 def own(root: str) -> SRDataModule:
-    return Packed(root, train="mine-train", val="mine-val")
+    return ShardFolder(root, train="mine-train", val="mine-val")
 
 
 @pytest.mark.parametrize("make", [DIV2K, DF2K, RealSR, DRealSR, CelebA, Faces, own], ids=lambda make: make.__name__)
-def test_an_absent_set_names_the_command_that_prepares_it(
-    make: Callable[..., SRDataModule], raw: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_absent_set_names_the_command_that_prepares_it(make: Callable[..., SRDataModule], raw: Path) -> None:
     data = make(root="packed")
     for split in ("train", "val"):
         try:
             data.source(split)
         except FileNotFoundError as error:
             (command,) = re.findall("`(.*)`", str(error))
-            carry_out(command, monkeypatch)
+            carry_out(command)
         assert len(data.source(split))
 
 
 @pytest.mark.parametrize("config", DATA, ids=lambda path: path.stem)
-def test_commands_in_configs_prepare_what_they_name(config: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = re.findall("^#   (python .*)$", config.read_text(), re.MULTILINE)
+def test_commands_in_configs_prepare_what_they_name(config: Path, raw: Path) -> None:
+    commands = re.findall("^#   (lightning pack .*)$", config.read_text(), re.MULTILINE)
     for command in commands:
-        carry_out(command, monkeypatch)
+        carry_out(command)
     if commands:
-        assert len(configured(config).source("train"))
+        assert len(configured([config]).source("train"))
 
 
 def test_folder_config_takes_the_users_folder(prepared: Path) -> None:
-    data = configured(CONFIGS / "data" / "folder.yaml", f"--data.init_args.train={prepared / 'mine' / 'train'}")
+    data = configured([CONFIGS / "data" / "folder.yaml"], f"--data.init_args.train={prepared / 'mine' / 'train'}")
     assert len(data.source("train")) == 1
 
 
 def overlaid(*presets: Path) -> tuple[type, dict[str, Any]]:
     """What the last of some degradation presets makes of the ones before it."""
-    options = [flag for preset in presets for layer in layers(preset) for flag in ("--config", str(layer))]
-    degradation = configured(CONFIGS / "data" / "div2k_x4.yaml", *options).degradation
+    degradation = configured([CONFIGS / "data" / "div2k_x4.yaml", *presets]).degradation
     return type(degradation), vars(degradation)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_preset_leaves_nothing_of_the_one_before(preset: Path) -> None:
-    shown = build(preset, None)
+    shown = build_degradation([str(preset)])
     for before in PRESETS.glob("*.yaml"):
         assert overlaid(before, preset) == overlaid(preset) == (type(shown), vars(shown))
 
 
 @pytest.mark.parametrize("name", ["set5", "set14", "b100", "urban100", "manga109"])
 def test_a_benchmark_set_is_bicubic_whatever_the_training_was(name: str) -> None:
-    options = ["--config", str(CONFIGS / "data" / f"{name}.yaml")]
-    trained = [flag for layer in layers(PRESETS / "resshift.yaml") for flag in ("--config", str(layer))]
-    degradation = configured(CONFIGS / "data" / "div2k_x4.yaml", *trained, *options).degradation
+    data = CONFIGS / "data"
+    degradation = configured([data / "div2k_x4.yaml", PRESETS / "resshift.yaml", data / f"{name}.yaml"]).degradation
     assert (type(degradation), vars(degradation)) == (Bicubic, {"scale": 4, "rounding": "once"})
 
 
@@ -251,14 +235,14 @@ def test_a_test_set_has_nothing_to_train_on(prepared: Path) -> None:
 def test_published_lr_is_packed_beside_hr(prepared: Path) -> None:
     out = prepared / "with_lr"
     div2k.prepare(str(prepared / "div2k"), str(out), lr=4, partial=True, workers=1)
-    sample = packed(str(out), "div2k-train").sample(1, paired=True)
+    sample = open_split(str(out), "div2k-train").sample(1, paired=True)
     expected = np.asarray(picture(1, 120, 180))[:, 60:]
     assert sample.lr is not None and np.array_equal(sample.lr, expected)
     assert sample.key == "div2k/0001_s002"
 
 
 def test_faces_are_those_of_pillow(prepared: Path) -> None:
-    sample = packed(str(prepared / "data/faces"), "ffhq_16_128-train").sample(0, paired=True)
+    sample = open_split(str(prepared / "data/faces"), "ffhq_16_128-train").sample(0, paired=True)
     face = picture(0, 512, 512)
     assert np.array_equal(sample.hr, np.asarray(face.resize((128, 128), Image.Resampling.BICUBIC)))
     assert sample.lr is not None
@@ -269,7 +253,7 @@ def test_celeba_faces_are_cut_and_resized_as_published(prepared: Path) -> None:
     face = Image.open(prepared / "celeba/img_align_celeba/000004.jpg").convert("RGB")
     expected = face.crop((0, 20, 178, 198)).resize((160, 160), Image.Resampling.BILINEAR)
     assert np.array_equal(
-        packed(str(prepared / "data/celeba"), "celeba-test").sample(0, paired=False).hr, np.asarray(expected)
+        open_split(str(prepared / "data/celeba"), "celeba-test").sample(0, paired=False).hr, np.asarray(expected)
     )
 
 
@@ -305,12 +289,14 @@ def test_absent_div2k_names_the_command_and_the_overlay(data: Callable[..., SRDa
     with pytest.raises(FileNotFoundError) as caught:
         data(root=str(tmp_path / "none")).train_dataloader()
     message = str(caught.value)
-    assert f"python -m datamodules.div2k RAW {tmp_path}/none" in message
-    assert "--config configs/data/photos.yaml" in message
+    assert f"lightning pack div2k RAW {tmp_path}/none" in message
+    assert "train on the bundled photographs with configs/data/photos.yaml" in message
 
 
 def test_div2k_with_missing_images_is_refused(prepared: Path, tmp_path: Path) -> None:
-    with pytest.raises(PackError, match=r"DIV2K_train_HR: holds 2 images, the published set has 800; .*--partial"):
+    with pytest.raises(
+        PackError, match=r"DIV2K_train_HR: holds 2 images, the published set has 800; .*set partial to true"
+    ):
         div2k.prepare(str(prepared / "div2k"), str(tmp_path), workers=1)
 
 
@@ -333,21 +319,24 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
 
 
 def test_an_archive_is_downloaded_checked_and_unpacked(published: Archive, tmp_path: Path) -> None:
-    assert obtain(published, tmp_path / "raw") == tmp_path / "raw" / "HR"
+    assert fetch_images(published, tmp_path / "raw") == tmp_path / "raw" / "HR"
     assert (tmp_path / "raw/HR/a.png").read_bytes() == b"png"
 
 
 def test_an_archive_with_another_checksum_is_refused(published: Archive, tmp_path: Path) -> None:
     other = Archive(published.url, "HR", 1, "md5:0123")
     with pytest.raises(PackError, match=r"HR\.zip: its md5 is \w+, not 0123: delete it"):
-        obtain(other, tmp_path)
+        fetch_images(other, tmp_path)
     assert not (tmp_path / "HR").exists()
 
 
 def test_without_network_it_says_where_the_files_go(published: Archive, tmp_path: Path) -> None:
     absent = Archive("https://elsewhere/X.zip", "X/HR", 800)
-    with pytest.raises(PackError, match=r"X/HR is not there, .*X\.zip could not be had \(Name or .*put it at .*X\.zip"):
-        obtain(absent, tmp_path)
+    with pytest.raises(
+        PackError,
+        match=r"X/HR does not exist, .*X\.zip could not be downloaded and unpacked \(Name or .*put it at .*X\.zip",
+    ):
+        fetch_images(absent, tmp_path)
 
 
 def test_div2k_archives_have_checksums() -> None:

@@ -89,7 +89,7 @@ def test_training_and_validation_from_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("split", "purpose"), [("train", "train on"), ("val", "validate on"), ("predict", "enlarge")])
 def test_a_folder_that_is_not_given_is_named(split: str, purpose: str) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"no images to {purpose}: set --data\.init_args\.{split}"):
+    with pytest.raises(FileNotFoundError, match=rf"no images to {purpose}: set {split} to their folder"):
         getattr(Folder(), f"{split}_dataloader")()
 
 

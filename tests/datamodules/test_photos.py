@@ -8,8 +8,8 @@ import pytest
 import skimage.data
 
 from datamodules.photos import TRAIN, VAL, Photos
-from datamodules.shards import Shards, packed
-from datamodules.sources import Source
+from datamodules.stream.shards import ShardSource, open_split
+from datamodules.stream.sources import Source
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_shards_are_written_once(photos: Photos) -> None:
     before = {path: path.stat().st_mtime_ns for path in photos.folder.iterdir() if path.name[0] != "."}
     photos.prepare_data()
     assert {path: path.stat().st_mtime_ns for path in photos.folder.iterdir() if path.name[0] != "."} == before
-    assert isinstance(packed(str(photos.folder), "photos-train"), Shards)
+    assert isinstance(open_split(str(photos.folder), "photos-train"), ShardSource)
 
 
 def test_batches(photos: Photos) -> None:

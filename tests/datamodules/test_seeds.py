@@ -28,5 +28,5 @@ def test_images_are_blank_and_of_the_sizes_asked_for() -> None:
 
 
 def test_a_final_size_that_no_cascade_reaches_is_refused() -> None:
-    with pytest.raises(ValueError, match="final: 65 is no multiple of size: 16"):
+    with pytest.raises(ValueError, match="final: 65 is not a multiple of size: 16"):
         Seeds(size=16, final=65)

@@ -13,7 +13,7 @@ from datamodules.batch import Batch
 from datamodules.degradations.blur import unsharp_mask
 from datamodules.degradations.degradation import Degradation
 from datamodules.degradations.realesrgan import RealESRGAN
-from datamodules.sources import Source
+from datamodules.stream.sources import Source
 from tests.datamodules.trees import Numbers
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datamodules.sources import BadSample, Record, Source
+from datamodules.stream.sources import BadSample, Record, Source
 
 
 def picture(seed: int, height: int = 24, width: int = 32) -> Image.Image:

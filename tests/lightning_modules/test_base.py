@@ -5,17 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_modules.diffusion.region import Region, Yoda
 from torch import Tensor
 
 from datamodules.batch import Batch
-from lightning_modules.checkpoint import CheckpointError, load_method, read_checkpoint
-from lightning_modules.diffusion.parameterization import Clean, Epsilon
+from lightning_modules.checkpoint import CheckpointError, read_checkpoint
+from lightning_modules.config import load_method
+from lightning_modules.diffusion.parameterization import Clean, Epsilon, Noised
 from lightning_modules.diffusion.randomness import stable_seed
 from lightning_modules.diffusion.samplers import DDIM, Ancestral
 from lightning_modules.diffusion.schedules import Cosine
 from lightning_modules.diffusion.space import Residual
 from lightning_modules.diffusion.vp import VP
+from lightning_modules.diffusion.yoda import YODA
 from lightning_modules.networks.attention_maps import Constant, Sobel
 from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.unet_srdiff import SRDiffUNet
@@ -23,7 +24,7 @@ from lightning_modules.srdiff import SRDiff
 from lightning_modules.super_resolver import pad_to_stride
 
 
-def srdiff(region: Region | None = None, **options: Any) -> SRDiff:
+def srdiff(region: YODA | None = None, **options: Any) -> SRDiff:
     torch.manual_seed(0)
     model = SRDiff(
         encoder=RRDBNet(4, 4, 2),
@@ -137,7 +138,7 @@ def test_an_image_below_the_stride_is_named() -> None:
 
 @pytest.mark.parametrize("sampler", [Ancestral(4), DDIM(3)])
 def test_a_full_region_equals_the_host_bit_for_bit(sampler: Ancestral) -> None:
-    host, yoda, images = srdiff(sampler=sampler), srdiff(Yoda(Constant(0.75), 0.25), sampler=sampler), batch()
+    host, yoda, images = srdiff(sampler=sampler), srdiff(YODA(Constant(0.75), 0.25), sampler=sampler), batch()
     assert torch.equal(host.super_resolve(images), yoda.super_resolve(images))
     losses = []
     for model in (host, yoda):
@@ -152,16 +153,16 @@ def test_waiting_pixels_end_as_the_enlarged_image() -> None:
     images = batch(1)
     images["attention"] = torch.zeros(1, 1, *images["up"].shape[-2:])
     images["attention"][..., :10] = 1
-    model = srdiff(Yoda(Sobel(), lower_bound=0.05), sampler=DDIM(4))  # the last of four steps begins at t = 0.25
+    model = srdiff(YODA(Sobel(), lower_bound=0.05), sampler=DDIM(4))  # the last of four steps begins at t = 0.25
     sr = model.super_resolve(images)
     assert torch.equal(sr[..., 10:], images["up"][..., 10:])
     assert not torch.equal(sr[..., :10], images["up"][..., :10])
 
 
 def test_the_loss_of_waiting_pixels_does_not_count() -> None:
-    model, images = srdiff(Yoda(Constant(0.0), lower_bound=0.1)), batch(1)
+    model, images = srdiff(YODA(Constant(0.0), lower_bound=0.1)), batch(1)
     result = model.process.sample_t
-    model.process.sample_t = lambda n, device: torch.ones(n, dtype=torch.float64)  # type: ignore[method-assign]
+    model.process.sample_t = lambda n: torch.ones(n, dtype=torch.float64)  # type: ignore[method-assign]
     step = model.training_step(images, 0)
     assert isinstance(step, dict) and step["loss"] == 0
     model.process.sample_t = result  # type: ignore[method-assign]
@@ -169,28 +170,31 @@ def test_the_loss_of_waiting_pixels_does_not_count() -> None:
 
 def test_active_norm_is_the_mean_over_active_pixels() -> None:
     loss, mask = torch.rand(2, 3, 4, 4), (torch.rand(2, 1, 4, 4) > 0.5).float()
-    region = Yoda(Constant(1.0), mask_norm="active")
+    region = YODA(Constant(1.0), mask_norm="active")
     expected = torch.stack([(loss[i] * mask[i]).sum() / (3 * mask[i].sum()) for i in range(2)]).mean()
     torch.testing.assert_close(region.reduce(loss, mask), expected)
-    torch.testing.assert_close(Yoda(Constant(1.0)).reduce(loss, mask), (loss * mask).mean())
+    torch.testing.assert_close(YODA(Constant(1.0)).reduce(loss, mask), (loss * mask).mean())
 
 
 def test_composite_input_holds_the_noised_low_resolution_image() -> None:
-    x_t, filled = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
+    process, t = VP(Cosine(10)), torch.tensor([0.4], dtype=torch.float64)
+    x_t, x0, anchor, noise = torch.rand(4, 1, 3, 4, 4)
+    filled = process.diffuse(x0=anchor, anchor=anchor, t=t, noise=noise)
     mask = torch.zeros(1, 1, 4, 4)
     mask[..., 2:] = 1
-    shown = Yoda(Constant(1.0), input_mode="composite").train_input(x_t, filled=filled, mask=mask)
+    noised = Noised(x_t=x_t, x0=x0, anchor=anchor, noise=noise, t=t)
+    shown = YODA(Constant(1.0), input_mode="composite").training_input(process, noised, mask)
     assert torch.equal(shown[..., :2], filled[..., :2]) and torch.equal(shown[..., 2:], x_t[..., 2:])
 
 
 @pytest.mark.parametrize("bound", [0.0, -0.1, 1.5])
 def test_a_lower_bound_outside_its_range_is_refused(bound: float) -> None:
     with pytest.raises(ValueError, match="lower_bound"):
-        Yoda(Constant(1.0), lower_bound=bound)
+        YODA(Constant(1.0), lower_bound=bound)
 
 
 def test_preview_shows_the_map_and_its_masks() -> None:
-    panels = srdiff(Yoda(Sobel(), 0.1)).preview(batch())
+    panels = srdiff(YODA(Sobel(), 0.1)).preview(batch())
     assert list(panels) == ["attention", "mask t=0.75", "mask t=0.5", "mask t=0.25"]
     assert all(panel.shape == (2, 1, 24, 20) for panel in panels.values())
 

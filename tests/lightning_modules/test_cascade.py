@@ -12,9 +12,10 @@ from callbacks.prediction_writer import PredictionWriter
 from datamodules.batch import Batch, make_batch
 from datamodules.seeds import Seeds
 from lightning_modules.cascade import Cascade
-from lightning_modules.checkpoint import CheckpointError, build, load_method, write_checkpoint
-from lightning_modules.cli import CONFIGS, run
+from lightning_modules.checkpoint import CheckpointError, write_checkpoint
+from lightning_modules.config import CONFIGS, build, load_method
 from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
+from lightning_modules.experiment import run
 from lightning_modules.super_resolver import SuperResolver
 
 DIFFUSION = "lightning_modules.diffusion"
@@ -93,7 +94,7 @@ def test_a_generated_image_depends_on_its_seed_alone_and_is_enlarged(tmp_path: P
     assert [batch["key"] for batch in batches] == [["000007", "000008"], ["000009"]]
     generated = torch.cat([cascade.super_resolve(batch) for batch in batches])
     assert generated.shape == (3, 3, 64, 64)
-    with pytest.raises(ValueError, match=r"x1 x4, x4 in all, .* x2: set --data.init_args.final 64"):
+    with pytest.raises(ValueError, match=r"x1 x4, x4 in all, .* x2: set the data's `final: 64`"):
         cascade.super_resolve(next(iter(Seeds(count=1, size=16, final=32).predict_dataloader())))
     again = next(iter(Seeds(count=1, first=8, size=16, final=64).predict_dataloader()))
     assert torch.allclose(cascade.super_resolve(again), generated[1:2], atol=1e-5)
@@ -116,35 +117,36 @@ def test_the_command_enlarges_photos_with_a_cascade_and_generates(
     second = checkpoint(tmp_path, "second", patch=4)
     Image.new("RGB", (9, 7), (200, 100, 50)).save(tmp_path / "photo.png")
     small = f"--model.init_args.stages=[{checkpoint(tmp_path, 'first', patch=4)},{second}]"
-    run(["predict", "--config", str(CONFIGS / "cascade.yaml"), "--input", "photo.png", "--output", "out", small])
+    cascade = ["predict", "--config", str(CONFIGS / "command" / "cascade.yaml")]
+    run([*cascade, "--input", "photo.png", "--output", "out", small])
     with Image.open(tmp_path / "out" / "photo.png") as enlarged:
         assert enlarged.size == (9 * 16, 7 * 16)
     generated = f"--model.init_args.stages=[{checkpoint(tmp_path, 'generator', 'EDM', scale=4)},{second}]"
     data = ["--data.init_args.count", "2", "--data.init_args.size", "16", "--data.init_args.final", "64"]
-    run(["predict", "--config", str(CONFIGS / "generate.yaml"), "--output", "new", generated, *data])
+    run(["predict", "--config", str(CONFIGS / "command" / "generate.yaml"), "--output", "new", generated, *data])
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["000000.png", "000001.png"]
     with pytest.raises(ValueError, match="x4 x4, x16 in all, but the data is configured for x4"):
         arguments = ["--input", "photo.png", "--output", "out4", "--data.init_args.scale", "4", small]
-        run(["predict", "--config", str(CONFIGS / "cascade.yaml"), *arguments])
+        run([*cascade, *arguments])
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     paths = [checkpoint(tmp_path, "first"), checkpoint(tmp_path, "second", patch=4)]
     with pytest.raises(ValueError, match="enlarge by x2 x4, x8 in all, but the data is configured for x4"):
         Cascade(paths).super_resolve(images(4))
-    with pytest.raises(ValueError, match=r"needs checkpoints: --model.init_args.stages"):
+    with pytest.raises(ValueError, match=r"stages: a cascade needs checkpoints"):
         Cascade([])
     with pytest.raises(ValueError, match="samplers: 1 for 2 stages"):
         Cascade(paths, samplers=[EDMHeun(3)])
     with pytest.raises(CheckpointError, match=r"absent.ckpt: no such checkpoint"):
         Cascade([str(tmp_path / "absent.ckpt")])
     generator = checkpoint(tmp_path, "generator", "EDM", scale=4)
-    with pytest.raises(ValueError, match=r"first.ckpt: is no generator .* use configs/cascade.yaml"):
+    with pytest.raises(ValueError, match=r"first.ckpt is no generator .* use configs/command/cascade.yaml"):
         Cascade(paths, generate=True)
     for stages, generate in (([generator, paths[1]], False), ([generator, generator], True)):
-        with pytest.raises(ValueError, match=r"generator.ckpt: generates images and ignores those it is given"):
+        with pytest.raises(ValueError, match=r"generator.ckpt generates images and ignores those it is given"):
             Cascade(stages, generate=generate)
     unsaid: SuperResolver = build(config("Relay", 2), "unsaid")
     write_checkpoint(unsaid, {"model": config("Relay", 2)}, tmp_path / "unsaid.ckpt")
-    with pytest.raises(CheckpointError, match=r"unsaid.ckpt: does not say what scale"):
+    with pytest.raises(CheckpointError, match=r"unsaid.ckpt does not say what scale"):
         Cascade([str(tmp_path / "unsaid.ckpt")])

@@ -1,9 +1,10 @@
 """The command line: composition, precedence, errors in one message, prediction from a checkpoint alone."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 import yaml
 from PIL import Image
 
-from lightning_modules.checkpoint import main as convert
 from lightning_modules.checkpoint import write_checkpoint
-from lightning_modules.cli import ConfigError, configured_model, expand, layers, main, run, take_option
+from lightning_modules.cli import COMMANDS, main
+from lightning_modules.config import configured_model, read_command_line
+from lightning_modules.experiment import run
 from tests.tiny.experiments import CONFIGS, TINY, arguments, tiny_overlays
 
 SRDIFF = CONFIGS / "srdiff.yaml"
@@ -46,43 +48,9 @@ def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ar
     return text
 
 
-def test_layers_are_depth_first_and_end_with_the_file(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "a.yaml").write_text("compose: [sub/b.yaml, c.yaml]")
-    (tmp_path / "sub" / "b.yaml").write_text("compose: [../c.yaml]")
-    (tmp_path / "c.yaml").write_text("seed_everything: 1")
-    assert [path.name for path in layers(tmp_path / "a.yaml")] == ["c.yaml", "b.yaml", "c.yaml", "a.yaml"]
-
-
-def test_layers_refuse_a_circle(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("compose: [b.yaml]")
-    (tmp_path / "b.yaml").write_text("compose: [a.yaml]")
-    with pytest.raises(ConfigError, match="composes itself"):
-        list(layers(tmp_path / "a.yaml"))
-
-
-def test_layers_name_an_absent_file(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("compose: [nowhere.yaml]")
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such config file"):
-        list(layers(tmp_path / "a.yaml"))
-
-
-def test_take_option_removes_both_spellings() -> None:
-    rest = ["--config", "a", "--x", "1", "--config=b"]
-    assert take_option(rest, "--config", "-c") == ["a", "b"]
-    assert rest == ["--x", "1"]
-
-
-def test_typed_options_come_after_the_files(tmp_path: Path) -> None:
-    expanded = expand(["fit", "--trainer.max_steps", "3", "--config", str(CONFIGS / "srdiff_yoda.yaml")], tmp_path)
-    files = [Path(value).name for flag, value in pairwise(expanded) if flag == "--config"]
-    assert files[0] == "base.yaml" and files[-1] == "srdiff_yoda.yaml"
-    assert expanded[-2:] == ["--trainer.max_steps", "3"]
-
-
 def test_saved_config_runs_again_as_it_is(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = yaml.safe_load((trained / "config.yaml").read_text())
-    assert saved["compose"] == [] and saved["experiment"] == "srdiff"
+    assert "compose" not in saved and saved["experiment"] == "srdiff"
     monkeypatch.chdir(tmp_path)
     again = run(["fit", "--config", str(trained / "config.yaml")])
     first = torch.load(last(trained), weights_only=True)["state_dict"]
@@ -122,29 +90,135 @@ def test_resume_continues_the_run(trained: Path, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("option", "named"),
+    ("option", "said"),
     [
-        (["--model.init_args.smapler", "3"], "smapler"),
-        (["--trainer.max_stepz", "3"], "max_stepz"),
-        (["--model.init_args.process.class_path", "lightning_modules.diffusion.vp.Nothing"], "Nothing"),
+        (["--model.init_args.smapler", "3"], "--model.init_args.smapler: no such key .*; did you mean sampler?"),
+        (["--trainer.max_stepz", "3"], "--trainer.max_stepz: no such key in trainer; did you mean max_steps?"),
+        (["--trainer.max_step=3"], "--trainer.max_step: no such key in trainer; did you mean max_steps?"),
+        (["--modle", "3"], "--modle: no such key; did you mean model?"),
+        (["--data.init_args.scal", "3"], "--data.init_args.scal: no such key in data.init_args; did you mean scale?"),
+        (["--model.init_args.sampler.init_args.stepz", "3"], "sampler.init_args.stepz: .*; did you mean steps?"),
+        (["--trainer.callbacks+=callbacks.ema.EMA", "--trainer.callbacks.init_args.decai=3"], "did you mean decay?"),
+        (
+            ["--model.init_args.process.class_path", "lightning_modules.diffusion.vp.VPP"],
+            "--model.init_args.process: .*VPP.*; did you mean lightning_modules.diffusion.vp.VP?",
+        ),
+        (["--trainer.max_steps", "many"], "--trainer.max_steps: expected int, got many"),
+        (["--data.init_args.val_crop", "big"], "--data.init_args.val_crop: expected int or null, got big"),
+        (["--model.init_args.norm", "l3"], r"--model.init_args.norm: expected Literal\['l1', 'l2'\], got l3"),
+        (["--data.init_args.root", "${nowhere}"], "data.init_args.root: Interpolation key 'nowhere' not found"),
+        (["--data.init_args.crop", "30"], r"crop: 30 is no multiple of scale 4 \[--data.init_args.crop\]"),
+        (["--ckpt_pat", "x"], "--ckpt_pat: no such key; did you mean ckpt_path?"),
     ],
 )
-def test_mistakes_are_named(
-    option: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_is_one_line_that_names_the_option_and_what_is_near(
+    option: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert named in fail(monkeypatch, capsys, ["fit", *arguments(SRDIFF), *option])
+    monkeypatch.chdir(tmp_path)
+    lines = fail(monkeypatch, capsys, ["fit", *arguments(SRDIFF), *option]).splitlines()
+    error = [line for line in lines if line.startswith("error: ")]
+    assert len(error) == 1 and re.search(said.replace("?", r"\?"), error[0]), lines
+    assert lines[-1].startswith("(where it comes from:")
+    assert not (tmp_path / "runs").exists()
 
 
-def test_help_says_what_to_type_next(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["lightning", "--help"])
-    main()
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "trainer:\n  max_stepz: 3\n",
+            "mine.yaml:2: trainer.max_stepz: no such key in trainer; did you mean max_steps?",
+        ),
+        ("modl: 3\n", "mine.yaml:1: modl: no such key; did you mean model?"),
+        (
+            "model:\n  init_args:\n    # a comment\n    sampler: {init_args: {stepz: 3}}\n",
+            "mine.yaml:4: model.init_args.sampler.init_args.stepz: no such key",
+        ),
+        (
+            "trainer:\n  callbacks+:\n  - class_path: callbacks.ema.EMA\n    init_args:\n      decai: 3\n",
+            "mine.yaml:5: trainer.callbacks.init_args.decai: no such key",
+        ),
+        ("trainer:\n  devices: 1\ntrainer:\n  max_steps: 1\n", "mine.yaml:3: the key 'trainer' is written twice"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_with_its_line(
+    content: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    assert said in fail(monkeypatch, capsys, ["fit", *arguments(SRDIFF), "--config", str(tmp_path / "mine.yaml")])
+
+
+def test_what_is_printed_can_be_read_back(tmp_path: Path) -> None:
+    def printed(*typed: str) -> str:
+        command = [Path(sys.executable).with_name("lightning"), "fit", *typed, "--print_config"]
+        return subprocess.run(command, capture_output=True, check=True, text=True, cwd=tmp_path).stdout
+
+    first = printed(*arguments(CONFIGS / "srdiff_yoda.yaml"))
+    (tmp_path / "mine.yaml").write_text(first)
+    assert printed("--config", "mine.yaml") == first
+
+
+def test_a_failed_start_leaves_no_folder_and_last_names_the_newest_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nothing = ["--data", "datamodules.folder.Folder", "--data.init_args.train", str(tmp_path / "nowhere")]
+    assert "nowhere" in fail(monkeypatch, capsys, ["fit", *arguments(SRDIFF), *nothing])
+    experiment = tmp_path / "runs" / "srdiff"
+    assert not experiment.exists()
+
+    for version in (0, 1):
+        run(["fit", *arguments(SRDIFF)])
+        assert (experiment / "last").resolve() == experiment / f"version_{version}"
+        assert (experiment / "last" / "config.yaml").is_file() and (experiment / "last" / "metrics.csv").is_file()
+    run(["test", *arguments(SRDIFF), "--ckpt_path", "last"])
+    assert (experiment / "version_2" / "config.yaml").is_file()
+    assert (experiment / "last").resolve() == experiment / "version_1", "no training run"
+
+
+def test_last_continues_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(["fit", *arguments(SRDIFF)])
+    assert run(["fit", *arguments(SRDIFF), "--ckpt_path", "last", "--trainer.max_steps", "3"]).trainer.global_step == 3
+    line = read_command_line(["test", "--experiment", "srdiff", "--ckpt_path=last"])
+    assert line.options[-1] == "--ckpt_path=runs/srdiff/version_1/checkpoints/last.ckpt"
+
+
+def test_help_lists_the_commands_and_says_what_to_type_next() -> None:
+    for name in ("lightning", "diffsr"):
+        script = Path(sys.executable).with_name(name)
+        said = subprocess.run([script, "--help"], capture_output=True, check=True, text=True).stdout
+        assert said.startswith("lightning") and "lightning fit --config configs/quickstart.yaml" in said
+        for command in COMMANDS:
+            assert re.search(rf"^  {command} ", said, re.MULTILINE), command
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; sys.argv = ['lightning', '--help']; from lightning_modules.cli import main; main(); "
+    code += "print(*sys.modules, file=sys.stderr)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stderr.split()
+    assert not {"torch", "lightning", "numpy", "yaml", "jsonargparse"} & set(loaded)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_a_help_of_its_own(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command in ("pack", "doctor", "preview") and find_spec("datamodules.prepare") is None:
+        pytest.skip("datamodules.prepare is not there")
+    monkeypatch.setattr(sys, "argv", ["lightning", command, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
     said = capsys.readouterr().out
-    assert "lightning fit --config configs/quickstart.yaml" in said and "lightning predict" in said
+    assert stopped.value.code == 0 and f"{command} [" in said and "--help" in said
 
 
-def test_console_script_exits_with_zero() -> None:
-    script = Path(sys.executable).with_name("lightning")
-    assert subprocess.run([script, "--help"], capture_output=True, check=True).stdout.startswith(b"lightning")
+def test_an_unknown_command_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no command 'train'; there are fit, validate" in fail(monkeypatch, capsys, ["train"])
 
 
 def test_scale_must_be_the_checkpoints(
@@ -171,36 +245,29 @@ def test_a_model_that_nobody_trained_is_not_scored(
     assert not list(tmp_path.rglob("*.csv"))
 
 
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        ("compose: [nowhere.yaml]", "nowhere.yaml: no such config file"),
-        ("modl: 1", "Option 'modl' is not accepted"),
-        ("trainer: {}", "describes no model"),
-    ],
-)
-def test_conversion_names_what_is_wrong_with_a_config(
-    content: str,
-    named: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    config = tmp_path / "x.yaml"
-    config.write_text(content)
-    monkeypatch.setattr(sys, "argv", ["checkpoint", "x.pth", "--config", str(config), "--out", "x.ckpt"])
-    with pytest.raises(SystemExit) as stopped:
-        convert()
-    assert stopped.value.code == 1
-    assert named in capsys.readouterr().err
-
-
 def test_conversion_takes_the_config_of_a_run(trained: Path) -> None:
     model, config = configured_model(trained / "config.yaml")
     assert type(model).__name__ == "SRDiff" and config["data"]["init_args"]["scale"] == 4
 
 
 # Prediction.
+
+
+def test_a_model_refused_by_a_constructor_names_the_option(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = fail(monkeypatch, capsys, ["predict", "--config", str(CONFIGS / "command" / "cascade.yaml")])
+    assert "stages: a cascade needs checkpoints" in said and "[--model.init_args.stages]" in said
+
+
+def test_data_of_another_class_take_from_the_checkpoint_only_how_images_are_enlarged(trained: Path) -> None:
+    checkpoint = ["--ckpt_path", last(trained)]
+    own = read_command_line(["test", *checkpoint]).stored["data"]
+    assert own["class_path"] == "datamodules.photos.Photos" and own["init_args"]["val_crop"] == 64
+    other = read_command_line(["test", *checkpoint, "--config", str(CONFIGS / "data" / "set5.yaml")]).stored["data"]
+    enlarging = {"scale": 4, "up_kernel": "matlab"}
+    assert other == {"class_path": "datamodules.benchmark_sets.BenchmarkSet", "init_args": enlarging}
 
 
 def predict(checkpoint: str, images: Path, out: Path) -> None:

@@ -1,7 +1,5 @@
 """DoSSR on Stable Diffusion and ResShift on VQ latents, with tiny random models in the hub's layout."""
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +7,31 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import VQModel
 from PIL import Image
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
-from lightning_modules.checkpoint import CheckpointError, import_published, load_method, read_checkpoint
-from lightning_modules.cli import CONFIGS, configured_model, run
+from lightning_modules.checkpoint import CheckpointError, read_checkpoint
+from lightning_modules.config import CONFIGS, configured_model, load_method
 from lightning_modules.diffusion.color_fix import low_frequencies
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance, SelfAttentionGuidance
 from lightning_modules.diffusion.parameterization import Clean, ShiftedEpsilon
-from lightning_modules.diffusion.region import Yoda
-from lightning_modules.diffusion.resshift import ResShift as ResShiftProcess
+from lightning_modules.diffusion.residual_shift import ResidualShift
 from lightning_modules.diffusion.samplers import Ancestral
 from lightning_modules.diffusion.schedules import ScaledLinear
 from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
+from lightning_modules.diffusion.yoda import YODA
 from lightning_modules.dossr import DoSSRStableDiffusion
+from lightning_modules.experiment import run
 from lightning_modules.networks.attention_maps import Sobel
 from lightning_modules.networks.autoencoder import KLAutoencoder, VQAutoencoder
 from lightning_modules.networks.rrdb import RRDBNet
-from lightning_modules.networks.sd21 import ControlledUNet, text_encoder
+from lightning_modules.networks.sd21 import ControlledUNet
 from lightning_modules.networks.unet_swin import UNetSwin
-from lightning_modules.published_autoencoder import convert
 from lightning_modules.resshift import ResShift
 from tests.tiny.experiments import arguments
-from tests.tiny.published import State, ldm_autoencoder, published_dossr
-from tests.tiny.stable_diffusion import VQ
 
 SWIN: dict[str, Any] = {"model_channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "size": 16}
 SWIN |= {"swin_width": 32, "head_channels": 16, "window": 4}
@@ -65,10 +60,11 @@ def make_dossr(tiny: Path, tile: int | None = None, **changes: Any) -> DoSSRStab
 def make_resshift(tiny: Path, **changes: Any) -> ResShift:
     parts: dict[str, Any] = {
         "network": UNetSwin(**SWIN),
-        "process": ResShiftProcess(steps=4, min_noise_level=0.2),
+        "process": ResidualShift(steps=4, min_noise_level=0.2),
         "parameterization": Clean("index", input_scale="latent"),
         "space": Latent(VQAutoencoder(str(tiny / "vq_f4"))),
         "sampler": Ancestral(4),
+        "condition_on": "lr",
     }
     return ResShift(**{**parts, **changes})
 
@@ -107,7 +103,7 @@ def test_an_image_does_not_depend_on_its_batch(make: Any, tiny: Path) -> None:
 
 @pytest.mark.parametrize("make", METHODS)
 def test_yoda_is_an_overlay(make: Any, tiny: Path) -> None:
-    method, batch = make(tiny, region=Yoda(Sobel(), lower_bound=0.2)), make_batch()
+    method, batch = make(tiny, region=YODA(Sobel(), lower_bound=0.2)), make_batch()
     assert step(method, batch).isfinite()
     assert method.super_resolve(batch).isfinite().all()
 
@@ -157,10 +153,12 @@ def test_the_restorer_runs_once_for_each_batch(tiny: Path) -> None:
 def test_the_prompt_is_empty_in_training(tiny: Path) -> None:
     method, batch = make_dossr(tiny), make_batch()
     network = method.network
-    assert torch.equal(method.train().condition(batch)["text"], network.empty_text.expand(2, -1, -1))
-    assert torch.equal(method.eval().condition(batch)["text"], network.text.expand(2, -1, -1))
-    assert torch.equal(method.null_condition(batch)["text"], network.empty_text.expand(2, -1, -1))
-    assert torch.equal(method.condition(batch)["hint"], method.anchor(batch))
+    batch, anchor = method.anchored(batch)
+    assert torch.equal(method.train().condition(batch, anchor)["text"], network.empty_text.expand(2, -1, -1))
+    assert torch.equal(method.eval().condition(batch, anchor)["text"], network.text.expand(2, -1, -1))
+    assert torch.equal(method.null_condition(batch, anchor)["text"], network.empty_text.expand(2, -1, -1))
+    assert torch.equal(method.condition(batch, anchor)["hint"], anchor)
+    assert torch.equal(anchor, method.space.encode(method.start_image(batch), batch["up"]))
 
 
 def test_the_colours_are_the_restored_images(tiny: Path) -> None:
@@ -225,96 +223,6 @@ def test_train_save_load_predict(tiny: Path, tmp_path: Path, monkeypatch: pytest
         load_method(path)
 
 
-# Published files.
-
-
-@pytest.fixture(scope="module")
-def published(isolated_environment: Path) -> tuple[DoSSRStableDiffusion, State]:
-    tiny = isolated_environment / "tiny"
-    torch.manual_seed(3)
-    source = make_dossr(tiny).eval()
-    for parameter in source.network.controlnet.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    slide = 0.001 + 0.998 * torch.arange(500, dtype=torch.float64) / 499
-    eta = torch.cat([(1 - torch.cos(math.pi * slide)) / 2, torch.ones(500, dtype=torch.float64)])
-    return source, published_dossr(source, text_encoder(str(tiny / "sd21")).state_dict(), eta)
-
-
-def test_a_published_dossr_checkpoint(
-    tiny: Path, tmp_path: Path, published: tuple[DoSSRStableDiffusion, State]
-) -> None:
-    source, state = published
-    torch.save({"state_dict": state}, tmp_path / "dossr_default.ckpt")
-    target = make_dossr(tiny).eval()
-    import_published(target, tmp_path / "dossr_default.ckpt")
-    batch = make_batch()
-    assert torch.equal(target.super_resolve(batch), source.super_resolve(batch))
-    assert not torch.equal(make_dossr(tiny).eval().super_resolve(batch), source.super_resolve(batch))
-
-
-def scaled(key: str) -> Callable[[State], None]:
-    def change(state: State) -> None:
-        state[key] = state[key] * 1.5 + 0.1
-
-    return change
-
-
-def surplus(state: State) -> None:
-    state["discriminator.weight"] = torch.zeros(1)
-
-
-def without_controlnet(state: State) -> None:
-    for key in [key for key in state if key.startswith("control_model.")]:
-        del state[key]
-
-
-def incomplete(state: State) -> None:
-    del state["control_model.zero_convs.0.0.bias"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (scaled("betas"), "betas: the file has 1000 values"),
-        (scaled("lambdas"), "lambdas: the file shifts otherwise"),
-        (scaled("model.diffusion_model.out.2.weight"), r"unet: conv_out\.weight in the file differs"),
-        (scaled("first_stage_model.decoder.conv_in.weight"), r"autoencoder: decoder\.conv_in\.weight"),
-        (scaled("cond_stage_model.model.ln_final.weight"), r"text encoder: final_layer_norm\.weight"),
-        (scaled("preprocess_model.conv_body.weight"), r"restorer: trunk_conv\.weight"),
-        (scaled("cond_encoder.encoder.conv_in.weight"), r"cond_encoder\.encoder\.conv_in\.weight differs"),
-        (surplus, r"1 tensors are of no part of DoSSR, such as discriminator\.weight"),
-        (without_controlnet, r"no complete DoSSR checkpoint: nothing in it begins with control_model\."),
-        (incomplete, r"missing network\.controlnet\.controlnet_down_blocks\.0\.bias"),
-    ],
-)
-def test_a_published_checkpoint_of_another_configuration(
-    tiny: Path,
-    tmp_path: Path,
-    published: tuple[DoSSRStableDiffusion, State],
-    change: Callable[[State], None],
-    message: str,
-) -> None:
-    state = dict(published[1])
-    change(state)
-    torch.save(state, tmp_path / "dossr.ckpt")
-    with pytest.raises(CheckpointError, match=rf"dossr\.ckpt: .*{message}"):
-        import_published(make_dossr(tiny), tmp_path / "dossr.ckpt")
-
-
-def test_the_published_autoencoder_of_resshift(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    source = VQModel(**VQ)
-    torch.save(ldm_autoencoder(source.state_dict(), levels=3), tmp_path / "vq.pth")
-    convert(tmp_path / "vq.pth", tmp_path / "vq", VQ)
-    space, image = Latent(VQAutoencoder(str(tmp_path / "vq"))), make_batch()["hr"]
-    with torch.no_grad():
-        state = space.encode(image, image)
-        torch.testing.assert_close(state, source.encode(image).latents)
-        torch.testing.assert_close(space.decode(state, image), source.decode(state).sample)
-    with pytest.raises(CheckpointError, match=r"vq\.pth: is no VQ-f4 autoencoder.*size mismatch|vq\.pth: is no VQ"):
-        convert(tmp_path / "vq.pth", tmp_path / "other", {**VQ, "num_vq_embeddings": 8})
-
-
 def test_the_gradient_of_lpips_passes_the_quantisation(tiny: Path) -> None:
     space = make_resshift(tiny).space
     state = torch.randn(1, 3, 16, 16, requires_grad=True)
@@ -325,10 +233,11 @@ def test_the_gradient_of_lpips_passes_the_quantisation(tiny: Path) -> None:
 
 def test_tiles_and_yoda_are_overlays_on_the_experiment(tiny: Path, tmp_path: Path) -> None:
     layers = [*arguments(CONFIGS / "dossr_sd21.yaml")[1::2]]
-    layers += [str(CONFIGS / name) for name in ("method/dossr_tiled.yaml", "region/yoda_sobel.yaml")]
+    layers += [str(CONFIGS / name) for name in ("variant/dossr_tiled.yaml", "region/yoda_sobel.yaml")]
     (tmp_path / "composed.yaml").write_text(yaml.safe_dump({"compose": layers}))
     model, _ = configured_model(tmp_path / "composed.yaml")
-    assert isinstance(model, DoSSRStableDiffusion) and isinstance(model.region, Yoda)
+    assert isinstance(model, DoSSRStableDiffusion) and isinstance(model.region, YODA)
     autoencoder = model.space.autoencoder.model
-    assert (model.tile, autoencoder.use_tiling, autoencoder.tile_latent_min_size) == (512, True, 64)
+    assert model.tiles is not None and model.tiles.side * model.space.factor == 512
+    assert (autoencoder.use_tiling, autoencoder.tile_latent_min_size) == (True, 64)
     assert model.eval().super_resolve(make_batch()).isfinite().all()

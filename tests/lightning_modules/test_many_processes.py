@@ -12,7 +12,7 @@ import pytest
 import wandb
 import yaml
 
-from lightning_modules.cli import run
+from lightning_modules.experiment import run
 from tests.tiny.experiments import CONFIGS, arguments
 
 ROOT = CONFIGS.parent
@@ -53,8 +53,10 @@ def test_ranks_end_with_equal_weights(two: Path) -> None:
 
 
 def test_one_run_folder_with_one_grid(two: Path) -> None:
-    versions = list((two / "runs" / "srdiff_yoda").iterdir())
+    experiment = two / "runs" / "srdiff_yoda"
+    versions = [path for path in experiment.iterdir() if not path.is_symlink()]
     assert [path.name for path in versions] == ["version_0"]
+    assert (experiment / "last").resolve() == versions[0].resolve()
     assert len(list(versions[0].glob("samples/*.png"))) == 1
 
 

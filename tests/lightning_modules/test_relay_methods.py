@@ -1,29 +1,31 @@
-"""EDM and Relay Diffusion as methods: hooks, sampling, overlays, import of published weights."""
+"""EDM and Relay Diffusion as methods: hooks, sampling, overlays."""
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from kornia.filters import gaussian_blur2d
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from datamodules.batch import Batch
-from lightning_modules.checkpoint import CheckpointError, import_published
-from lightning_modules.diffusion import relay
-from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
+from lightning_modules.base import DiffusionModule
+from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.edm import EDMProcess
+from lightning_modules.diffusion.edm_samplers import EDMHeun
 from lightning_modules.diffusion.guidance import SelfAttentionGuidance
 from lightning_modules.diffusion.parameterization import Preconditioned
-from lightning_modules.diffusion.region import Yoda
+from lightning_modules.diffusion.relay import RelayProcess
+from lightning_modules.diffusion.relay_sampler import RelayHeun
 from lightning_modules.diffusion.space import Pixels
+from lightning_modules.diffusion.spacing import time_at
+from lightning_modules.diffusion.yoda import YODA
+from lightning_modules.edm import EDM
 from lightning_modules.networks.attention_maps import Constant, Sobel
 from lightning_modules.networks.unet_adm import ADMUNet
 from lightning_modules.networks.unet_sr3 import SR3UNet
-from lightning_modules.relay import EDM, Relay
-
-GOLDENS = Path(__file__).parents[1] / "goldens" / "rdm"
+from lightning_modules.relay import Relay
 
 
 def network(in_channels: int = 3) -> ADMUNet:
@@ -43,15 +45,15 @@ def network(in_channels: int = 3) -> ADMUNet:
     return unet
 
 
-def method(kind: type[EDM] = Relay, **changes: Any) -> EDM:
-    process = relay.EDM() if kind is EDM else relay.Relay()
+def method(kind: type[EDM] | type[Relay] = Relay, **changes: Any) -> DiffusionModule:
+    process = EDMProcess() if kind is EDM else RelayProcess()
     arguments: dict[str, Any] = {
         "network": network(),
         "process": process,
         "parameterization": Preconditioned(),
         "space": Pixels(clip=False),
         "sampler": EDMHeun(3) if kind is EDM else RelayHeun(10),
-        "lr_condition": "none",
+        "condition_on": "none",
     }
     return kind(**{**arguments, **changes}).eval()
 
@@ -79,7 +81,7 @@ class Oracle(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [EDM, Relay])
-def test_a_network_that_knows_the_image_gives_it_back(kind: type[EDM]) -> None:
+def test_a_network_that_knows_the_image_gives_it_back(kind: type[EDM] | type[Relay]) -> None:
     images = batch()
     assert torch.allclose(method(kind, network=Oracle(images["hr"])).super_resolve(images), images["hr"], atol=2e-5)
 
@@ -105,11 +107,11 @@ def test_images_that_are_no_averages_are_named_once(recwarn: pytest.WarningsReco
     assert "averages of 4x4 pixels" in told[0] and "configs/data/degradation/area.yaml" in told[0]
 
 
-@pytest.mark.parametrize(("condition", "expected"), [("none", set()), ("concat", {"image"})])
+@pytest.mark.parametrize(("condition", "expected"), [("none", set()), ("up", {"image"})])
 def test_the_network_is_shown_what_the_condition_says(condition: Any, expected: set[str]) -> None:
     images = batch()
-    model = method(lr_condition=condition, network=network(3 if condition == "none" else 6))
-    assert set(model.condition(images)) == expected
+    model = method(condition_on=condition, network=network(3 if condition == "none" else 6))
+    assert set(model.condition(*model.anchored(images))) == expected
     assert model.super_resolve(images).shape == images["hr"].shape
     model.training_step(images, 0)
 
@@ -119,14 +121,14 @@ def test_edm_trains_and_samples_with_the_networks_of_other_methods() -> None:
     unet = SR3UNet(
         inner_channel=8, channel_mults=(1, 2), attn_res=(), res_blocks=1, norm_groups=4, conditioning="index"
     )
-    model = method(EDM, lr_condition="concat", network=unet, parameterization=edm)
+    model = method(EDM, condition_on="up", network=unet, parameterization=edm)
     model.training_step(images, 0)
     assert model.super_resolve(images).shape == images["hr"].shape
 
 
 def test_a_network_without_room_for_the_condition_is_refused() -> None:
     with pytest.raises(ValueError, match="in_channels=3 but got 6"):
-        method(lr_condition="concat").super_resolve(batch())
+        method(condition_on="up").super_resolve(batch())
 
 
 def test_a_low_resolution_image_of_another_scale_is_refused() -> None:
@@ -160,17 +162,17 @@ def test_an_image_is_a_function_of_its_key_alone() -> None:
 
 def test_yoda_that_lets_every_pixel_diffuse_changes_nothing() -> None:
     images = batch()
-    everywhere = method(region=Yoda(Constant(1.0), lower_bound=1.0))
+    everywhere = method(region=YODA(Constant(1.0), lower_bound=1.0))
     assert torch.equal(everywhere.super_resolve(images), method().super_resolve(images))
 
 
 def test_yoda_keeps_waiting_pixels_at_the_low_resolution_image() -> None:
     images = batch()
-    process = relay.Relay(sigma_start=0.5)
-    model = method(region=Yoda(Constant(0.0), lower_bound=1e-6), process=process, sampler=RelayHeun(30))
+    process = RelayProcess(sigma_start=0.5)
+    model = method(region=YODA(Constant(0.0), lower_bound=1e-6), process=process, sampler=RelayHeun(30))
     # Only below t = 1e-6, that is in no step, would a pixel diffuse: what comes out is the anchor.
     assert torch.allclose(model.super_resolve(images), model.start_image(images).clamp(-1, 1), atol=1e-5)
-    masked = method(region=Yoda(Sobel(), lower_bound=0.3))
+    masked = method(region=YODA(Sobel(), lower_bound=0.3))
     assert not torch.allclose(masked.super_resolve(images), method().super_resolve(images))
     masked.training_step(images, 0)
 
@@ -188,22 +190,18 @@ def test_self_attention_guidance_reads_the_innermost_attention_and_is_nothing_at
 
 def test_self_attention_guidance_stays_on_the_blurred_marginal() -> None:
     images, asked = batch(side=32), list[Tensor]()
-    model, process = method(), relay.Relay()
-    estimate = model.denoiser(images, images["up"])
+    model, process = method(), RelayProcess()
+    _, estimate, _, _ = model.prepare(images)
+    guidance = SelfAttentionGuidance(mask="uniform", scale=0.5, kernel=9, sigma=1.0)
 
-    def recorded(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
-        asked.append(x_t)
-        return estimate(x_t, t)
+    @dataclass(frozen=True)
+    class Recorded(Denoiser):
+        def estimate(self, x_t: Tensor, t: Tensor) -> Tensor:
+            asked.append(x_t)
+            return super().estimate(x_t, t)
 
-    guided = SelfAttentionGuidance(mask="uniform", scale=0.5, kernel=9, sigma=1.0).wrap(
-        recorded,
-        process=process,
-        anchor=images["up"],
-        network=model.network,
-        unconditional=None,
-        bound=model.space.bound,
-    )
-    t = process.clock(torch.full((2,), 0.6, dtype=torch.float64))
+    guided = Recorded(**{**vars(estimate), "guidance": (guidance,)})
+    t = time_at(process, torch.full((2,), 0.6, dtype=torch.float64))
     x_t = process.start(anchor=model.start_image(images), t=t, noise=process.noise(images["hr"]))
     with torch.no_grad():
         guided(x_t, t)
@@ -211,34 +209,3 @@ def test_self_attention_guidance_stays_on_the_blurred_marginal() -> None:
     blurred = gaussian_blur2d(x0, (9, 9), (1.0, 1.0))
     noise = x_t - process.mean(x0=x0, anchor=x0, t=t)
     assert torch.allclose(asked[1], process.mean(x0=blurred, anchor=x0, t=t) + noise, atol=1e-5)
-
-
-def test_published_weights_are_read_from_safetensors_alone(tmp_path: Path) -> None:
-    golden = load_file(GOLDENS / "rdm_network.safetensors")
-    state = {key.removeprefix("weights/"): value for key, value in golden.items() if key.startswith("weights/")}
-    save_file(state, tmp_path / "weights.safetensors")
-    unet = ADMUNet(
-        img_resolution=16,
-        model_channels=8,
-        channel_mult=(1, 2),
-        num_blocks=1,
-        attn_resolutions=(8,),
-        channels_per_head=8,
-        label_dim=4,
-        augment_dim=9,
-    )
-    model = method(network=unet)
-    import_published(model, tmp_path / "weights.safetensors")
-    output = unet.eval()(golden["inputs/x"], golden["inputs/label"])
-    assert torch.allclose(output, golden["outputs/output"], atol=1e-5)
-
-    save_file({**state, "model.extra.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match=r"other.safetensors: .*unknown network.extra.weight"):
-        import_published(model, tmp_path / "other.safetensors")
-    wider = {key: value * 2 if key.endswith("resample_filter") else value for key, value in state.items()}
-    save_file(wider, tmp_path / "wider.safetensors")
-    with pytest.raises(CheckpointError, match="another filter than the 2x2 box"):
-        import_published(model, tmp_path / "wider.safetensors")
-    torch.save({"ema": unet}, tmp_path / "pickled.pt")
-    with pytest.raises(CheckpointError, match=r"pickled.pt: .*could execute code"):
-        import_published(model, tmp_path / "pickled.pt")

@@ -1,4 +1,4 @@
-"""ResShift and DoSSR as modules: what the network is shown, training, several draws, and published weights."""
+"""ResShift and DoSSR as modules: what the network is shown, training, several draws."""
 
 import json
 import shutil
@@ -16,16 +16,17 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batch import Batch
 from lightning_modules import resshift
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import CheckpointError, import_published, load_network
-from lightning_modules.cli import CONFIGS, configured_model, main
+from lightning_modules.checkpoint import CheckpointError, load_network
+from lightning_modules.cli import main
+from lightning_modules.config import CONFIGS, configured_model
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.parameterization import AnchorResidual, Clean, ShiftedEpsilon
-from lightning_modules.diffusion.region import Yoda
-from lightning_modules.diffusion.resshift import ResShift as ResShiftProcess
+from lightning_modules.diffusion.residual_shift import ResidualShift
 from lightning_modules.diffusion.samplers import Ancestral
 from lightning_modules.diffusion.schedules import ScaledLinear
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import DomainShift
+from lightning_modules.diffusion.yoda import YODA
 from lightning_modules.dossr import DoSSR
 from lightning_modules.networks.attention_maps import Sobel
 from lightning_modules.networks.rrdb import RRDBNet
@@ -41,7 +42,7 @@ SWIN |= {"swin_width": 32, "head_channels": 16, "window": 4}
 def make_resshift(**arguments: Any) -> ResShift:
     defaults: dict[str, Any] = {
         "network": UNetSwin(**SWIN, zero_output=True),
-        "process": ResShiftProcess(steps=4, min_noise_level=0.2),
+        "process": ResidualShift(steps=4, min_noise_level=0.2),
         "parameterization": AnchorResidual("index", input_scale="pixel"),
         "space": Pixels(),
         "sampler": Ancestral(4),
@@ -116,7 +117,7 @@ def test_sizes_beyond_the_stride_are_padded_and_cropped(make: Any) -> None:
 
 @pytest.mark.parametrize("make", METHODS)
 def test_yoda_is_an_overlay(make: Any) -> None:
-    method = make(region=Yoda(Sobel(), lower_bound=0.2))
+    method = make(region=YODA(Sobel(), lower_bound=0.2))
     batch = make_batch()
     assert method.super_resolve(batch).isfinite().all()
     assert fit(method, 1)
@@ -130,8 +131,8 @@ def test_other_parameterizations_of_dossr_sample(parameterization: Clean) -> Non
 
 def test_resshift_can_be_shown_the_image_as_it_came() -> None:
     batch = make_batch()
-    assert make_resshift(condition_on="lr").condition(batch)["image"] is batch["lr"]
-    assert make_resshift().condition(batch)["image"] is batch["up"]
+    for method, shown in ((make_resshift(condition_on="lr"), "lr"), (make_resshift(), "up")):
+        assert method.condition(*method.anchored(batch))["image"] is batch[shown]
 
 
 def trained(make: Any) -> DiffusionModule:
@@ -171,51 +172,32 @@ class Distance(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
+    def load(self) -> None:
+        self.requires_grad_(False)
+
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
-        return (self.weight * (image - target).abs()).mean(dim=(1, 2, 3), keepdim=True)
-
-
-class Metric:
-    net = Distance()
+        return (self.weight * (image - target).abs()).mean(dim=(1, 2, 3))
 
 
 def test_perceptual_term(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(resshift, "lpips", lambda backbone, otherwise: asked.append(backbone) or Metric())
+    monkeypatch.setattr(resshift, "LPIPS", lambda backbone: asked.append(backbone) or Distance())
     method, batch = make_resshift(perceptual_weight=0.5), make_batch()
     method.setup("fit")
     assert asked == ["vgg"]
     assert "perceptual.weight" in method.frozen_keys()
-    noised = method.noised(batch)
+    noised = method.noised(*method.anchored(batch))
     output = torch.zeros_like(noised.x0, requires_grad=True)
-    term = method.extra_losses(batch, noised, output)["lpips"]
-    torch.testing.assert_close(term, 0.5 * (noised.anchor.clamp(-1, 1) - batch["hr"]).abs().mean())
+    term = method.losses(batch, noised, output)["lpips"]
+    torch.testing.assert_close(term, 0.25 * (noised.anchor.clamp(-1, 1) - batch["hr"]).abs().mean())
     term.backward()
     assert output.grad is not None and output.grad.abs().sum() > 0
 
 
 def test_no_perceptual_network_is_loaded_to_predict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resshift, "lpips", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(resshift, "LPIPS", lambda *_, **__: pytest.fail("loaded"))
     make_resshift(perceptual_weight=0.5).setup("predict")
     make_resshift().setup("fit")
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
-def test_published_resshift_weights(tmp_path: Path, prefix: str) -> None:
-    source, target = trained(make_resshift), make_resshift()
-    state = {f"{prefix}{key}": value for key, value in source.network.state_dict().items()}
-    state |= {f"{prefix}input_blocks.1.1.blocks.1.attn_mask": torch.zeros(1)}
-    state |= {f"{prefix}input_blocks.1.1.blocks.1.attn.relative_position_index": torch.zeros(1)}
-    torch.save({"state_dict": state}, tmp_path / "published.pth")
-    import_published(target, tmp_path / "published.pth")
-    batch = make_batch()
-    torch.testing.assert_close(target.super_resolve(batch), source.super_resolve(batch))
-
-
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    torch.save(make_resshift(network=UNetSwin(**SWIN, image_halvings=1)).network.state_dict(), tmp_path / "x2.pth")
-    with pytest.raises(CheckpointError, match=r"x2.pth: .*feature_extractor|x2.pth: .*shape|x2.pth: .*size mismatch"):
-        import_published(make_resshift(), tmp_path / "x2.pth")
 
 
 MODEL = "--model.init_args"
@@ -227,8 +209,8 @@ VQ, RESTORER = f"{MODEL}.space.init_args.autoencoder.init_args.weights", f"{MODE
     [
         ("resshift_pixel", f"{MODEL}.sampler.init_args.steps", "16", r"with 16: set the sampler's steps to 1 to 15"),
         ("dossr_pixel", f"{MODEL}.sampler.init_args.steps", "500", r"with 500: set the sampler's steps to 1 to 499"),
-        ("resshift_pixel", f"{MODEL}.perceptual_weight", "1", r"torchvision.*perceptual_weight 0"),
-        ("resshift", VQ, "none", r"none: no VQModel.*config\.json.*python -m lightning_modules\.published_autoencoder"),
+        ("resshift_pixel", f"{MODEL}.perceptual_weight", "1", r"vgg16-397923af\.pth.*perceptual_weight 0"),
+        ("resshift", VQ, "none", r"none: no VQModel.*config\.json.*lightning import .*--autoencoder"),
         ("dossr_sd21", RESTORER, "none.pth", rf"none\.pth: no such.*RealESRNet_x4plus\.pth.*{RESTORER}"),
     ],
 )
@@ -236,7 +218,6 @@ def test_what_is_asked_for_in_vain_is_one_message(
     experiment: str, option: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "torchvision.models", None)
     monkeypatch.setattr(sys, "argv", ["lightning", "fit", *arguments(CONFIGS / f"{experiment}.yaml"), option, value])
     with pytest.raises(SystemExit, match=said):
         main()
@@ -254,7 +235,7 @@ def test_a_base_that_writes_velocities_is_refused(written: str, isolated_environ
     if written == "epsilon":
         assert configured_model(tmp_path / "other.yaml")
         return
-    with pytest.raises(CheckpointError, match=r"sd21/scheduler: this base writes v_prediction.*2-1-base.*network"):
+    with pytest.raises(CheckpointError, match=r"sd21/scheduler: .*weights is v_prediction.*2-1-base.*network"):
         configured_model(tmp_path / "other.yaml")
 
 

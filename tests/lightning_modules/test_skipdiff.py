@@ -14,7 +14,8 @@ from torchmetrics import MeanAbsoluteError
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import CheckpointError, import_published, load_method, write_checkpoint
+from lightning_modules.checkpoint import CheckpointError, write_checkpoint
+from lightning_modules.config import load_method
 from lightning_modules.diffusion.parameterization import Clean
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.samplers import Ancestral
@@ -24,7 +25,7 @@ from lightning_modules.skipping.policy import SkipPolicy
 from lightning_modules.skipping.policy_sampler import PolicySampler
 from lightning_modules.skipping.ppo import Objective
 from lightning_modules.skipping.reward import MetricTerm, Reward
-from lightning_modules.skipping.sampler import Pattern, SkipBranches
+from lightning_modules.skipping.sampler import Pattern, SkipSampler
 
 RULE = (1, 0, 0, 1, 1, 0, 1, 0, 1)
 GAIN = 0.05  # what a step adds to the image
@@ -40,8 +41,8 @@ class Noiseless(Process):
     def std(self, t: Tensor) -> Tensor:
         return 0 * t
 
-    def fresh_std(self, t: Tensor, s: Tensor) -> Tensor:
-        return 0 * t
+    def kept_and_fresh(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return 0 * s, 0 * s
 
     def grid(self, steps: int) -> Tensor:
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
@@ -69,10 +70,9 @@ class Toy(DiffusionModule):
     """Starts from `up` and adds."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__(Adds(kind), Noiseless(), Clean("time"), Pixels(clip=False), Ancestral(100))
-
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        return {}
+        super().__init__(
+            Adds(kind), Noiseless(), Clean("time"), Pixels(clip=False), Ancestral(100), condition_on="none"
+        )
 
 
 def images_of(kind: str, count: int = IMAGES) -> Batch:
@@ -222,7 +222,7 @@ def test_the_first_epoch_starts_from_the_policy_that_played(base: Any) -> None:
     episodes = model.rollouts.play(images_of("image"), model.policy, count_forced=False)
     logits, _ = model.policy.sequence(episodes.observations)
     again = logits.log_softmax(-1).gather(-1, episodes.actions[..., None])[..., 0]
-    assert ((again - episodes.judged.logprob).exp() - 1).abs().max() < 1e-6
+    assert ((again - episodes.evaluation.logprob).exp() - 1).abs().max() < 1e-6
     assert not episodes.counted[-1].any() and episodes.counted[:-1].all()
     assert episodes.ran[-1].all() and torch.equal(episodes.ran[:-1], episodes.actions[:-1] == 0)
 
@@ -287,7 +287,7 @@ def test_the_policy_is_a_sampler_for_any_method_that_fits(trained: tuple[SkipDif
     other = load_method(base("both", "other.ckpt", shift=1.0))
     sampler = PolicySampler(path)
     assert torch.equal(other.super_resolve(batch, sampler), model.super_resolve(batch))
-    assert sampler.name == "skip-keep-10-100"
+    assert sampler.name(Noiseless()) == "skip-keep-10-100"
 
 
 def test_a_policy_sampler_refuses_other_noise_levels(trained: tuple[SkipDiff, str]) -> None:
@@ -314,24 +314,14 @@ def test_another_base_is_refused(trained: tuple[SkipDiff, str], base: Any, tmp_p
     content = torch.load(path, weights_only=True)
     content["hyper_parameters"]["base_checkpoint"] = other
     torch.save(content, tmp_path / "moved.ckpt")
-    with pytest.raises(CheckpointError, match=r"trained on another base than .*other.ckpt.*SHA-256.*PolicySampler"):
+    with pytest.raises(
+        CheckpointError, match=r"trained on another base than .*other.ckpt.*SHA-256.*configs/sampler/skip_policy\.yaml"
+    ):
         load_method(tmp_path / "moved.ckpt")
     digest = hashlib.sha256()
     for name, value in sorted(model.base.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode() + value.numpy().tobytes())
     assert bytes(model.base_fingerprint.tolist()) == digest.digest()
-
-
-def test_a_policy_in_the_released_names_is_imported(base: Any, tmp_path: Path) -> None:
-    released = SkipPolicy(channels=(4, 4), kernels=(5, 3), resize=16, hidden=None, norm="batch", decisions=None)
-    torch.save(released.state_dict(), tmp_path / "policy.pth")
-    model = skipdiff(base("image"), policy=small_policy(hidden=None, norm="batch", decisions=None))
-    import_published(model, tmp_path / "policy.pth")
-    for key, value in released.state_dict().items():
-        assert torch.equal(model.policy.state_dict()[key], value)
-    other = skipdiff(base("image"), policy=small_policy())
-    with pytest.raises(CheckpointError, match=r"policy.pth: the weights do not fit SkipDiff"):
-        import_published(other, tmp_path / "policy.pth")
 
 
 def test_a_base_without_such_levels_is_refused(base: Any) -> None:
@@ -378,9 +368,9 @@ def test_the_comparison_shows_every_way_to_skip(trained: tuple[SkipDiff, str], c
     rewards = {name: float(sums[0]) for name, sums in model.table.subsets.items()}
     assert len(rewards) == 512 and model.table.best_subset() == max(rewards, key=rewards.__getitem__)
     for name in list(rewards)[::40]:
-        branches = SkipBranches({"it": Pattern([run == "1" for run in name])}, model.plan)
-        model.base.super_resolve(batch, branches)
-        measured = model.reward.measure(branches.states["it"], batch["hr"])
+        decider = Pattern([run == "1" for run in name])
+        image = model.base.super_resolve(batch, SkipSampler(decider, skip="keep"))
+        measured = model.reward.measure(image, batch["hr"])
         assert rewards[name] == pytest.approx(float(model.reward.quality(measured).sum()), abs=1e-5)
     printed = capsys.readouterr().out
     assert "best static subset" in printed and "4 images" in printed
@@ -393,7 +383,7 @@ def test_the_verdict_names_the_winner(base: Any) -> None:
     model = skipdiff(base("clock"))
     batch = images_of("clock", 4)
     model.eval()
-    for right, message in ((1, "is paid as much as the policy"), (0, "wins: it is paid")):
+    for right, message in ((1, "gets as much reward as the policy"), (0, "wins: it gets")):
         decider = Pattern([run == right for run in RULE] + [True])
         sr = model.rollouts.images(batch, {"policy": decider})["policy"]
         model.table.reset()

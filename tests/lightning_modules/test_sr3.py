@@ -1,6 +1,5 @@
-"""SR3 as a module: times and levels in training, sizes, samplers after training, YODA, published weights."""
+"""SR3 as a module: times and levels in training, sizes, samplers after training, YODA."""
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
-from lightning_modules.checkpoint import CheckpointError, import_published
 from lightning_modules.diffusion.parameterization import Clean, Epsilon
-from lightning_modules.diffusion.region import Yoda
-from lightning_modules.diffusion.relay import Relay
+from lightning_modules.diffusion.relay import RelayProcess
 from lightning_modules.diffusion.samplers import DDIM, Ancestral, DPMSolverPlusPlus, Heun, Sampler
 from lightning_modules.diffusion.schedules import Linear, Schedule
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import VP
+from lightning_modules.diffusion.yoda import YODA
 from lightning_modules.networks.attention_maps import Constant, Sobel
 from lightning_modules.networks.unet_sr3 import SR3UNet
 from lightning_modules.sr3 import SR3
@@ -125,7 +123,7 @@ SAMPLERS: list[Sampler] = [
 ]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name(VP(Linear(STEPS, 1e-4, 0.2))))
 def test_any_sampler_serves_a_trained_model(sampler: Sampler) -> None:
     model, batch = make_sr3(), make_batch()
     images = model.super_resolve(batch, sampler)
@@ -138,7 +136,7 @@ def test_any_sampler_serves_a_trained_model(sampler: Sampler) -> None:
 def test_the_large_posterior_variance_and_clipping_are_options() -> None:
     batch = make_batch()
     usual = make_sr3().super_resolve(batch)
-    large = make_sr3(process=VP(Linear(STEPS, 1e-4, 0.2), continuous=True, posterior_variance="large"))
+    large = make_sr3(sampler=Ancestral(4, variance="large"))
     for other in (large, make_sr3(space=Pixels(clip=False))):
         assert not torch.allclose(other.super_resolve(batch), usual, atol=1e-2)
 
@@ -146,13 +144,13 @@ def test_the_large_posterior_variance_and_clipping_are_options() -> None:
 def test_a_sampler_that_the_process_cannot_run_is_refused_when_the_model_is_built() -> None:
     with pytest.raises(ValueError, match="50 steps; it cannot be sampled with 51"):
         make_sr3(sampler=Ancestral(STEPS + 1))
-    with pytest.raises(TypeError, match="Relay is no multiple of x0"):
-        make_sr3(process=Relay(), sampler=DPMSolverPlusPlus(5))
+    with pytest.raises(TypeError, match="mean of RelayProcess is not a multiple of x0"):
+        make_sr3(process=RelayProcess(), sampler=DPMSolverPlusPlus(5))
 
 
 @pytest.mark.parametrize(("attention", "bound"), [(1.0, 0.1), (0.4, 0.6)])
 def test_yoda_everywhere_is_sr3_itself(attention: float, bound: float) -> None:
-    batch, region = make_batch(), Yoda(Constant(attention), lower_bound=bound)
+    batch, region = make_batch(), YODA(Constant(attention), lower_bound=bound)
     assert torch.equal(make_sr3(region=region).super_resolve(batch), make_sr3().super_resolve(batch))
     losses = []
     for model in (make_sr3(region=region), make_sr3()):
@@ -167,54 +165,8 @@ def test_yoda_leaves_the_enlarged_image_where_nothing_diffuses() -> None:
     batch = make_batch()
     batch["attention"] = torch.zeros(2, 1, 16, 16)
     batch["attention"][..., :8] = 1
-    model = make_sr3(region=Yoda(Sobel(), lower_bound=0.01), sampler=Ancestral(STEPS))
+    model = make_sr3(region=YODA(Sobel(), lower_bound=0.01), sampler=Ancestral(STEPS))
     images, host = model.super_resolve(batch), make_sr3(sampler=Ancestral(STEPS)).super_resolve(batch)
     assert torch.equal(images[..., 8:], batch["up"][..., 8:])
     assert not torch.allclose(images[..., :8], batch["up"][..., :8], atol=0.1)
     assert not torch.allclose(images[..., :8], host[..., :8], atol=1e-3)  # the network sees the other half
-
-
-def published(model: SR3, **changes: Tensor) -> OrderedDict[str, Tensor]:
-    """A state dict as the public code saves it: float32 rows of the schedule, then the network."""
-    process = model.process
-    assert isinstance(process, VP)
-    rows = {name: row.float() for name, row in process.schedule.table().items()}
-    network = {f"denoise_fn.{name}": value for name, value in model.network.state_dict().items()}
-    return OrderedDict({**rows, **network, **changes})
-
-
-@pytest.mark.parametrize("conditioning", ["level", "index"])
-def test_published_weights_are_imported_whole(tmp_path: Path, conditioning: Any) -> None:
-    arguments: dict[str, Any] = {"sizes": {"conditioning": conditioning}, "parameterization": Epsilon(conditioning)}
-    source, target = make_sr3(**arguments), make_sr3(**arguments)
-    for parameter in target.network.parameters():
-        nn.init.zeros_(parameter)
-    state = published(source)
-    adapted = target.adapt_published(state)
-    assert {f"denoise_fn.{name.removeprefix('network.')}" for name in adapted} | set(
-        source.process.schedule.table()
-    ) == set(state)
-    torch.save(state, tmp_path / "I640000_E37_gen.pth")
-    import_published(target, tmp_path / "I640000_E37_gen.pth")
-    torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({"schedule": Linear(STEPS, 1e-4, 0.1)}, "betas: the file has 50 values, 0.0001 to 0.1, the configured"),
-        ({"schedule": Linear(40, 1e-4, 0.2)}, "betas: the file has 40 values"),
-        ({"sizes": {"channel_mults": (1, 4)}}, r"size mismatch for network\.downs\.3"),
-        ({"sizes": {"res_blocks": 2}}, r"the weights do not fit SR3 as configured: .*network\.ups\.1"),
-        (
-            {"sizes": {"conditioning": "index"}, "parameterization": Epsilon("index")},
-            r"missing network\.downs\.1\.res_block\.noise_func",
-        ),
-    ],
-)
-def test_weights_of_another_configuration_are_refused(tmp_path: Path, other: dict[str, Any], message: str) -> None:
-    path = tmp_path / "I1_E1_gen.pth"
-    torch.save(published(make_sr3(**other)), path)
-    with pytest.raises(CheckpointError, match=message) as raised:
-        import_published(make_sr3(), path)
-    assert str(path) in str(raised.value)

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from tests.parity.harness import judge
+from tests.parity.harness import FixtureError, judge
 
 
 def main() -> None:
@@ -11,9 +11,12 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit("usage: python -m tests.parity FOLDER...")
     verdicts = []
-    for line, passed in judge([Path(argument) for argument in sys.argv[1:]]):
-        print(line, flush=True)
-        verdicts.append(passed)
+    try:
+        for line, passed in judge([Path(argument) for argument in sys.argv[1:]]):
+            print(line, flush=True)
+            verdicts.append(passed)
+    except FixtureError as error:
+        sys.exit(f"error: {error}")
     print(f"{sum(verdicts)} of {len(verdicts)} fixtures pass")
     sys.exit(0 if all(verdicts) else 1)
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from datamodules.degradations.bicubic import Bicubic, from_uint8, pillow_bicubic, to_uint8
+from datamodules.degradations.bicubic import Bicubic, pillow_bicubic
 from datamodules.degradations.enlarge import enlarge
+from datamodules.degradations.levels import from_uint8, to_uint8
 from tests.parity.harness import Check, Comparison, Fixture
 
 

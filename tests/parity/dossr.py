@@ -11,11 +11,10 @@ from torch import Tensor
 from lightning_modules.diffusion.color_fix import fix_color
 from lightning_modules.diffusion.dos_solvers import DoSMultistep, derivative_weights
 from lightning_modules.diffusion.parameterization import Noised, ShiftedEpsilon
-from lightning_modules.diffusion.process import expand
+from lightning_modules.diffusion.process import expand, noise_to_signal, table_time
 from lightning_modules.diffusion.schedules import ScaledLinear
-from lightning_modules.diffusion.spacing import noise_to_signal
 from lightning_modules.diffusion.vp import DomainShift
-from tests.parity.harness import Comparison, Fixture
+from tests.parity.harness import Comparison, Fixture, handed_out, stand_in
 
 DEFAULTS: dict[str, Any] = {  # what the trajectories' files leave to the schedule's
     "timesteps": 1000,
@@ -75,11 +74,10 @@ def coefficients(process: DomainShift, t: Tensor, s: Tensor) -> Tensor:
     """What a step multiplies the state, the anchor, the estimate, the noise and the derivatives by, `[6]`."""
     unit = torch.eye(4, dtype=torch.float64).view(4, 4, 1, 1, 1)
     t, s = t.expand(4), s.expand(4)
-    process.noise = lambda like: unit[3]
-    linear = process.step(unit[0], x0=unit[2], anchor=unit[1], t=t, s=s, eta=1.0).flatten()
+    step = process.step(unit[0], x0=unit[2], anchor=unit[1], t=t, s=s, eta=1.0, randn=lambda like: unit[3])
     weights = derivative_weights(noise_to_signal(process, t), noise_to_signal(process, s))
     derivatives = torch.stack([(process.alpha(s) * weight)[0] for weight in weights])
-    return torch.cat([linear, derivatives])
+    return torch.cat([step.flatten(), derivatives])
 
 
 def check_forward(fixture: Fixture, process: DomainShift) -> Iterator[Comparison]:
@@ -110,23 +108,22 @@ def run(fixture: Fixture, steps: int, order: int, noise: Tensor, dtype: torch.dt
     """One run of `DoSMultistep` with the fixture's network and noise; the states are those that enter the network."""
     process = process_of(fixture.config)
     a, b, c, d = (fixture.config["coef"][key] for key in "abcd")
-    anchor, draws = fixture.inputs["x_lr"].to(dtype), iter(noise.to(dtype))
-    process.noise = lambda like: next(draws)
-    parameterization = ShiftedEpsilon()
+    anchor, parameterization = fixture.inputs["x_lr"].to(dtype), ShiftedEpsilon()
     states, estimates, indices = [], [], []
 
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        index = process.tick(t) * process.steps - 1
+    def estimate(x_t: Tensor, t: Tensor) -> Tensor:
+        index = table_time(process, t) * process.steps - 1
         time = (index / process.steps).to(dtype).view(-1, 1, 1, 1)
         clean = a * x_t + b * anchor + c * x_t.tanh() * time + d
         drawn = Noised(x_t=x_t, x0=clean, anchor=anchor, noise=x_t, t=t)
         output = parameterization.target(process, drawn)
-        estimate = parameterization.x0(process, output, x_t=x_t, anchor=anchor, t=t)
-        for record, value in ((states, x_t), (estimates, estimate), (indices, index[0].round())):
+        x0 = parameterization.x0(process, output, x_t=x_t, anchor=anchor, t=t)
+        for record, value in ((states, x_t), (estimates, x0), (indices, index[0].round())):
             record.append(value)
-        return estimate
+        return x0
 
-    final = DoSMultistep(steps, order, final="reference")(denoise, process, anchor)
+    sampler = DoSMultistep(steps, order, final="reference")
+    final = sampler(stand_in(process, anchor, estimate), handed_out(noise))
     return {
         "x_final": final,
         "x_steps": torch.stack(states),

@@ -4,15 +4,20 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import tests.parity
+from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.parameterization import Clean
+from lightning_modules.diffusion.process import Process
+from lightning_modules.diffusion.randomness import Randn
+from lightning_modules.diffusion.samplers import AfterStep
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,19 @@ class Comparison:
 Check = Callable[[Fixture], Iterable[Comparison]]
 
 
+class FixtureError(Exception):
+    """A folder or file that is no fixture; the message names it."""
+
+
 def load(path: Path) -> Fixture:
-    """Reads `path` (the .safetensors file) and the .json beside it."""
+    """Reads `path` (the .safetensors file) and the .json beside it.
+
+    Raises:
+        FixtureError: one of the two is missing.
+    """
+    for part in (path, path.with_suffix(".json")):
+        if not part.is_file():
+            raise FixtureError(f"{part}: missing; a fixture is <name>.safetensors with <name>.json beside it")
     meta = json.loads(path.with_suffix(".json").read_text())
     groups: dict[str, dict[str, Tensor]] = {"weights": {}, "inputs": {}, "outputs": {}}
     for key, value in load_file(path).items():
@@ -87,19 +103,28 @@ def check_of(fixture: Fixture, known: dict[str, Check]) -> Check | None:
     return known[kinds[-1]] if kinds else None
 
 
+def fixtures(folder: Path) -> list[Path]:
+    """The .safetensors files of the fixtures below a folder, also of those of which only the .json is there."""
+    files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")]
+    return sorted({path.with_suffix(".safetensors") for path in files})
+
+
 def judge(folders: Iterable[Path]) -> Iterator[tuple[str, bool]]:
     """One line and its verdict for each fixture below `folders`.
 
     Raises:
-        FileNotFoundError: a folder holds no fixture.
+        FixtureError: there is no fixture below a folder.
     """
     known = checks()
     for folder in folders:
-        paths = sorted(folder.rglob("*.safetensors"))
+        paths = fixtures(folder)
         if not paths:
-            raise FileNotFoundError(f"no fixture (<name>.safetensors with <name>.json) below {folder}")
+            raise FixtureError(f"no fixture (<name>.safetensors with <name>.json) below {folder}")
         for path in paths:
-            yield verdict(load(path), known)
+            try:
+                yield verdict(load(path), known)
+            except FixtureError as error:
+                yield f"{path.stem:32s} {error}  FAIL", False
 
 
 def verdict(fixture: Fixture, known: dict[str, Check]) -> tuple[str, bool]:
@@ -114,3 +139,50 @@ def verdict(fixture: Fixture, known: dict[str, Check]) -> tuple[str, bool]:
     line = f"{fixture.name:32s} {len(results):3d} compared  largest error {worst.error:.2e} ({worst.what})"
     tolerance = f"tolerance {worst.atol:.0e}" + (f" + {worst.rtol:.0e} relative" if worst.rtol else "")
     return f"{line}  {tolerance}  {'FAIL' if failed else 'PASS'}", not failed
+
+
+@dataclass(frozen=True)
+class StandIn(Denoiser):
+    """A denoiser whose estimate is a formula of state and time, in place of a network."""
+
+    formula: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
+
+    def estimate(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The formula's value."""
+        return self.formula(x_t, t)
+
+
+def stand_in(process: Process, anchor: Tensor, formula: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
+    """A denoiser on `process` from `anchor [B,C,H,W]` that estimates clean states by a formula."""
+    return StandIn(nn.Identity(), process, Clean("time"), anchor, formula=formula)
+
+
+def handed_out(draws: Iterable[Tensor]) -> Randn:
+    """Recorded draws in order, in place of random numbers."""
+    remaining = iter(draws)
+    return lambda like: next(remaining).to(like)
+
+
+class States:
+    """Keeps the state after each step, and after what else is done to it there.
+
+    Args:
+        then: Called first.
+    """
+
+    def __init__(self, then: AfterStep | None = None) -> None:
+        self.then = then
+        self.kept: list[Tensor] = []
+
+    def __call__(self, x_s: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
+        """See `AfterStep`."""
+        self.kept.append(x_s if self.then is None else self.then(x_s, t=t, s=s))
+        return self.kept[-1]
+
+    def fork(self) -> Self:
+        """There is one record of a run."""
+        raise NotImplementedError
+
+    def stacked(self) -> Tensor:
+        """`[steps,B,C,H,W]`."""
+        return torch.stack(self.kept)

@@ -2,19 +2,21 @@
 
 from collections.abc import Iterator
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion import relay
-from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
+from lightning_modules.diffusion.edm import EDMProcess
+from lightning_modules.diffusion.edm_samplers import EDMHeun
 from lightning_modules.diffusion.parameterization import Noised, Preconditioned
-from lightning_modules.diffusion.relay import Relay, block_noise, dct_basis, patch_product
+from lightning_modules.diffusion.relay import RelayProcess, block_noise, dct_basis, patch_product
+from lightning_modules.diffusion.relay_sampler import RelayHeun
 from lightning_modules.diffusion.space import Pixels
+from lightning_modules.diffusion.spacing import time_at
+from lightning_modules.edm import EDM
 from lightning_modules.networks.unet_adm import ADMUNet
-from lightning_modules.relay import EDM
-from tests.parity.harness import Check, Comparison, Fixture
+from lightning_modules.published import edm
+from tests.parity.harness import Check, Comparison, Fixture, handed_out, stand_in
 
 TOLERANCE = 1e-6  # the reference computes its gains in float32
 TRAJECTORY = 1e-5
@@ -31,7 +33,7 @@ def analytic(x: Tensor, sigma: Tensor, reference: Tensor, coefficients: dict[str
 def ops(fixture: Fixture) -> Iterator[Comparison]:
     """Block noise, DCT, blur, the clocks, and one training draw with its loss."""
     config, given, expected = fixture.config, fixture.inputs, fixture.outputs
-    process = Relay(
+    process = RelayProcess(
         config["patch"],
         blur_sigma_max=config["blur_sigma_max"],
         block_scale=config["alpha_block"],
@@ -47,7 +49,7 @@ def ops(fixture: Fixture) -> Iterator[Comparison]:
     yield from training(process, Preconditioned(config["sigma_data"]), config["coef"], given, expected)
 
 
-def operators(process: Relay, given: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[Comparison]:
+def operators(process: RelayProcess, given: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[Comparison]:
     size, x = process.patch, given["x"]
     yield Comparison("block_noise", block_noise(given["eps_block"], size), expected["block_noise"], atol=1e-12)
     impulse = torch.zeros_like(expected["block_impulse"])
@@ -66,9 +68,9 @@ def operators(process: Relay, given: dict[str, Tensor], expected: dict[str, Tens
 
 
 def clocks(
-    process: Relay, edm: Preconditioned, given: dict[str, Tensor], expected: dict[str, Tensor]
+    process: RelayProcess, edm: Preconditioned, given: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> Iterator[Comparison]:
-    gains = process.gains(process.blur_sigma(process.clock(given["alpha_sigmas"])))
+    gains = process.gains(process.blur_sigma(time_at(process, given["alpha_sigmas"])))
     yield Comparison("alpha_t", gains, expected["alpha_t"], atol=TOLERANCE)
     yield Comparison("truncate_p", torch.tensor(process.smallest_t()), expected["truncate_p"], atol=TOLERANCE)
     u = given["u"].clamp(min=process.smallest_t())
@@ -80,7 +82,7 @@ def clocks(
 
 
 def training(
-    process: Relay,
+    process: RelayProcess,
     edm: Preconditioned,
     coefficients: dict[str, float],
     given: dict[str, Tensor],
@@ -88,8 +90,7 @@ def training(
 ) -> Iterator[Comparison]:
     x0 = given["x"]
     t = given["train_u"].flatten().double().clamp(min=process.smallest_t())
-    with patch("torch.randn_like", side_effect=[given["eps"], given["eps_block"]]):
-        noise = process.noise(x0)
+    noise = process.noise(x0, handed_out([given["eps"], given["eps_block"]]))
     x_t = process.diffuse(x0=x0, anchor=x0, t=t, noise=noise)
     noised = Noised(x_t=x_t, x0=x0, anchor=x0, noise=noise, t=t)
     yield Comparison("train_sigma", process.std(t), expected["train_sigma"], atol=TOLERANCE)
@@ -110,17 +111,16 @@ def sampler(fixture: Fixture) -> Iterator[Comparison]:
 def trajectory(fixture: Fixture, run: str, kwargs: dict[str, Any]) -> Iterator[Comparison]:
     latents = fixture.inputs["latents"]
     expected = {name: fixture.outputs[f"{run}/{name}"] for name in ("x_final", "x_calls", "d_calls", "sigmas_called")}
-    process = Relay(
+    process = RelayProcess(
         kwargs["up_scale"],
         blur_sigma_max=kwargs["blur_sigma_max"],
         block_scale=kwargs["s_block"],
         prob_length=kwargs.get("prob_length", 0.93),
-        sigma_start=min(kwargs["truncation_sigma"], 0.9),
+        sigma_start=kwargs["truncation_sigma"],
     )
     heun = RelayHeun(
         kwargs["num_steps"],
         eta=kwargs["s_noise"],
-        sigma_start=kwargs["truncation_sigma"],
         sigma_max=kwargs["sigma_max"],
         sigma_min=kwargs["sigma_min"],
         rho=kwargs["rho"],
@@ -128,14 +128,14 @@ def trajectory(fixture: Fixture, run: str, kwargs: dict[str, Any]) -> Iterator[C
     )
     calls: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def denoise(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
+    def recorded(x_t: Tensor, t: Tensor) -> Tensor:
         estimate = analytic(x_t, process.std(t), latents, fixture.config["coef"])
         calls.append((x_t, estimate, process.std(t)[:1]))
         return estimate
 
-    draws = draws_of_ours(list(fixture.inputs[f"{run}/noise"]), kwargs, nodes=len(heun.levels))
-    with patch("torch.randn_like", side_effect=draws):
-        final = heun(denoise, process, latents)
+    nodes = len(heun.grid(process)) - 1
+    draws = draws_of_ours(list(fixture.inputs[f"{run}/noise"]), kwargs, nodes)
+    final = heun(stand_in(process, latents, recorded), handed_out(draws))
     x_calls, d_calls, sigmas = (torch.stack(values) for values in zip(*calls, strict=True))
     yield Comparison(f"{run}/sigmas_called", sigmas, expected["sigmas_called"], rtol=1e-9)
     yield Comparison(f"{run}/x_calls", x_calls, expected["x_calls"], atol=TRAJECTORY)
@@ -165,13 +165,13 @@ def network(fixture: Fixture) -> Iterator[Comparison]:
     """The ADM U-Net, with weights that come in through the importer of published files."""
     method = EDM(
         network=ADMUNet(**fixture.config["network"]),
-        process=relay.EDM(),
+        process=EDMProcess(),
         parameterization=Preconditioned(),
         space=Pixels(),
         sampler=EDMHeun(1),
-        lr_condition="none",
+        condition_on="none",
     )
-    method.load_state_dict(method.adapt_published(fixture.weights))
+    method.load_state_dict(edm.adapt(method, fixture.weights))
     actual = method.network.eval()(fixture.inputs["x"], fixture.inputs["label"])
     yield Comparison("output", actual, fixture.outputs["output"], atol=1e-5)
 

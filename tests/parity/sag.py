@@ -17,7 +17,7 @@ from lightning_modules.diffusion.schedules import Linear, ScaledLinear, Schedule
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.spacing import spaced
 from lightning_modules.diffusion.vp import VP
-from tests.parity.harness import Comparison, Fixture
+from tests.parity.harness import Comparison, Fixture, States
 
 
 class AnalyticAttention(nn.Module):
@@ -61,27 +61,21 @@ class AnalyticNetwork(nn.Module):
         return self.outputs[-1]
 
 
-class Unconditional(DiffusionModule):
-    """A method that shows its network nothing."""
-
-    def condition(self, batch: Batch) -> dict[str, Tensor]:
-        return {}
-
-
 def guidance_of(config: Mapping[str, Any], **changes: Any) -> SelfAttentionGuidance:
     """The fixture's guidance."""
     arguments = {"kernel": config["blur_kernel"], "sigma": config["blur_sigma"], "scale": config["guide_scale"] - 1}
     return SelfAttentionGuidance("attention", **{**arguments, **changes})
 
 
-def model_of(config: Mapping[str, Any], clip: bool) -> Unconditional:
+def model_of(config: Mapping[str, Any], clip: bool) -> DiffusionModule:
     """Unconditional pixel diffusion with the fixture's network under its guidance."""
-    return Unconditional(
+    return DiffusionModule(
         network=AnalyticNetwork(config),
         process=VP(Linear(1000, 1e-4, 2e-2)),
         parameterization=Epsilon("index"),
         space=Pixels(clip=clip),
         sampler=Ancestral(1000),
+        condition_on="none",
         guidance=[guidance_of(config)],
     )
 
@@ -125,12 +119,12 @@ def check_step(fixture: Fixture, solver: str, clip: str) -> Iterator[Comparison]
     model, x = model_of(config, clip == "clip"), fixture.inputs["step/x"]
     network = model.network
     assert isinstance(network, AnalyticNetwork)
-    model.process.noise = lambda like: fixture.inputs[f"{case}/noise"]  # type: ignore[method-assign]
     times = spaced(model.process, int(config["spacing"]), "uniform").flip(0)
     t, s = (times[config["t_index"] + ahead].expand(len(x)) for ahead in (1, 0))
     sampler = Ancestral(1, eta=1.0 if solver == "ddpm" else config["ddim_eta"])
-    step = sampler.stepper(model.denoiser(Batch(lr=x, up=x, key=["a"] * len(x)), x), model.process, x)
-    yield Comparison(f"{case}/sample", step(x, t=t, s=s), fixture.outputs[f"{case}/sample"], atol=1e-9)
+    _, denoiser, _, _ = model.prepare(Batch(lr=x, up=x, key=["a"] * len(x)))
+    x_s, _ = sampler.step(denoiser, x, (), t=t, s=s, randn=lambda like: fixture.inputs[f"{case}/noise"])
+    yield Comparison(f"{case}/sample", x_s, fixture.outputs[f"{case}/sample"], atol=1e-9)
     found = {"eps": network.outputs[0], "xbar_t": network.inputs[1], "eps_bar": network.outputs[1]}
     found["attn"] = network.attention.weights.flatten(0, 1)
     for name, actual in found.items():
@@ -151,17 +145,12 @@ class Visiting(DDIM):
 
 def check_chain(fixture: Fixture) -> Iterator[Comparison]:
     """Every state of a guided deterministic chain with clamping."""
-    model, x_start, states = model_of(fixture.config, clip=True), fixture.inputs["chain/x_T"], []
-    model.process.noise = lambda like: x_start  # type: ignore[method-assign]
+    model, x_start, states = model_of(fixture.config, clip=True), fixture.inputs["chain/x_T"], States()
 
-    def after_step(x_s: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
-        states.append(x_s)
-        return x_s
-
-    batch = Batch(lr=x_start, up=x_start, key=["a"] * len(x_start))
+    _, denoiser, _, _ = model.prepare(Batch(lr=x_start, up=x_start, key=["a"] * len(x_start)))
     visited = fixture.outputs["chain/timesteps"].sort(descending=True).values
-    Visiting(visited)(model.denoiser(batch, x_start), model.process, x_start, after_step)
-    yield Comparison("chain/x", torch.stack(states), fixture.outputs["chain/x"], atol=1e-9)
+    Visiting(visited)(denoiser, lambda like: x_start, states)
+    yield Comparison("chain/x", states.stacked(), fixture.outputs["chain/x"], atol=1e-9)
 
 
 class Given(Schedule):

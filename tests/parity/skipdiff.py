@@ -1,6 +1,6 @@
 """SkipDiff: the policy, its loss and updates against the released code, and trajectories under every kind of skip."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,11 +15,11 @@ from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import VP
 from lightning_modules.networks.unet_sr3 import SR3UNet
 from lightning_modules.skipping.policy import SkipPolicy
-from lightning_modules.skipping.ppo import Judgement, Loss, Objective, discounted_returns
+from lightning_modules.skipping.ppo import Evaluation, Loss, Objective, discounted_returns
 from lightning_modules.skipping.reward import MetricTerm, Reward
 from lightning_modules.skipping.sampler import Pattern, PolicyDecider, SkipSampler
 from lightning_modules.sr3 import SR3
-from tests.parity.harness import Comparison, Fixture
+from tests.parity.harness import Comparison, Fixture, handed_out
 
 
 def policy_of(config: Mapping[str, Any], weights: Mapping[str, Tensor], prefix: str = "") -> SkipPolicy:
@@ -69,8 +69,12 @@ def check_policy(fixture: Fixture) -> Iterator[Comparison]:
             for name in ("running_mean", "running_var"):
                 expected = fixture.outputs[f"bn1_{name}_after_act"]
                 yield Comparison(f"bn1_{name}", getattr(norm, name).clone(), expected, atol=1e-5)
-        judged = Judgement.of(*policy.sequence(observations), fixture.inputs["actions"])
-        for name, actual in (("logprobs", judged.logprob), ("values", judged.value), ("entropy", judged.entropy)):
+        evaluated = Evaluation.of(*policy.sequence(observations), fixture.inputs["actions"])
+        for name, actual in (
+            ("logprobs", evaluated.logprob),
+            ("values", evaluated.value),
+            ("entropy", evaluated.entropy),
+        ):
             yield Comparison(f"{name}_{mode}", actual, fixture.outputs[f"{name}_{mode}"], atol=1e-5)
 
 
@@ -85,7 +89,7 @@ def official(config: Mapping[str, Any], gamma: float) -> Objective:
     )
 
 
-def official_loss(now: Judgement, old_logprob: Tensor, rewards: Tensor, objective: Objective) -> Loss:
+def official_loss(now: Evaluation, old_logprob: Tensor, rewards: Tensor, objective: Objective) -> Loss:
     """The released loss counts every decision, also the one without effect."""
     counted = torch.ones_like(rewards, dtype=torch.bool)
     targets = objective.targets(rewards, counted)
@@ -106,7 +110,7 @@ def check_ppo_case(fixture: Fixture, case: str, rewards: Tensor, objective: Obje
         name: fixture.inputs[key].clone().requires_grad_()
         for name, key in (("logprobs", "new_logprobs"), ("values", "values"), ("entropy", "entropy"))
     }
-    now = Judgement(logprob=leaves["logprobs"], value=leaves["values"], entropy=leaves["entropy"])
+    now = Evaluation(logprob=leaves["logprobs"], value=leaves["values"], entropy=leaves["entropy"])
     old = fixture.inputs["old_logprobs"]
     with torch.enable_grad():
         loss = official_loss(now, old, rewards, objective)
@@ -129,7 +133,7 @@ def check_ppo_case(fixture: Fixture, case: str, rewards: Tensor, objective: Obje
     yield Comparison(f"{case}/loss_elementwise", loss.total.detach(), elementwise, atol=1e-6)
 
 
-def clean_loss(now: Judgement, old_logprob: Tensor, rewards: Tensor, objective: Objective) -> Tensor:
+def clean_loss(now: Evaluation, old_logprob: Tensor, rewards: Tensor, objective: Objective) -> Tensor:
     """Our default recipe: raw returns, standardized advantage, the forced decision left out."""
     own = Objective(objective.clip, objective.gamma, objective.value_weight, objective.entropy_weight)
     counted = torch.ones_like(rewards, dtype=torch.bool)
@@ -154,7 +158,7 @@ def check_update_case(fixture: Fixture, case: str, training: bool, epochs: int) 
     states, objective = inputs["states"], official(config, config["gamma"])
     observations = policy.observe(states.flatten(0, 1)).unflatten(0, states.shape[:2])
     for _ in range(epochs):
-        now = Judgement.of(*policy.sequence(observations), inputs["actions"])
+        now = Evaluation.of(*policy.sequence(observations), inputs["actions"])
         loss = official_loss(now, inputs["old_logprobs"], inputs["rewards"], objective)
         optimizer.zero_grad()
         loss.total.backward()
@@ -200,19 +204,17 @@ def cut_start(process: VP, coarse_steps: int) -> float:
 class Run:
     """SkipDiff's chains on a fixture's SR3, with the fixture's noise handed out in order."""
 
-    def __init__(self, model: SR3, up: Tensor, draws: Sequence[Tensor]) -> None:
-        self.model, self.up = model, up
-        remaining = iter(draws)
-        model.process.noise = lambda like: next(remaining).to(like)  # type: ignore[method-assign]
+    def __init__(self, model: SR3, up: Tensor, draws: Iterable[Tensor]) -> None:
+        self.model, self.up, self.randn = model, up, handed_out(draws)
         self.entry = torch.empty(0)
 
     def __call__(self, sampler: SkipSampler) -> Tensor:
         """The image; `entry` is the end of the coarse chain."""
         batch = Batch(lr=self.up, up=self.up, key=[str(i) for i in range(len(self.up))])
-        denoise = self.model.denoiser(batch, self.up)
-        step = sampler.prepare(denoise, self.model.process, self.up, None)
-        self.entry = step.entry
-        return sampler.refine(sampler.decider, step)
+        _, denoiser, _, _ = self.model.prepare(batch)
+        steps = sampler.prepare(denoiser, self.randn, None)
+        self.entry = steps.entry
+        return sampler.refine(sampler.decider, steps)
 
 
 def check_trajectory(fixture: Fixture) -> Iterator[Comparison]:
@@ -273,13 +275,13 @@ def check_training_rollout(fixture: Fixture) -> Iterator[Comparison]:
     terminal = reward.quality(reward.measure(image, inputs["hr"]))
     rewards = torch.zeros(sampler.decisions, batch_size)
     rewards[-1] = terminal
-    now = Judgement.of(*policy.sequence(torch.stack(decider.observations)), inputs["actions"])
-    loss = official_loss(now, decider.judgement().logprob, rewards, official({}, 0.7))
+    now = Evaluation.of(*policy.sequence(torch.stack(decider.observations)), inputs["actions"])
+    loss = official_loss(now, decider.evaluation().logprob, rewards, official({}, 0.7))
     # The released code evaluates one coarse step per image that it throws away.
     evaluations = sampler.evaluations(decider).sum() + batch_size
     yield Comparison("states", torch.stack(decider.states), outputs["states"], atol=2e-5)
     yield Comparison("final", image, outputs["final"], atol=2e-5)
-    yield Comparison("logprobs", decider.judgement().logprob, outputs["logprobs"], atol=1e-5)
+    yield Comparison("logprobs", decider.evaluation().logprob, outputs["logprobs"], atol=1e-5)
     yield Comparison("rewards", rewards, outputs["rewards"], atol=1e-5)
     yield Comparison("nfe_total_batch", evaluations, outputs["nfe_total_batch"])
     yield Comparison("loss", loss.total, outputs["loss"], atol=1e-4)

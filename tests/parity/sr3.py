@@ -8,14 +8,15 @@ from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.diffusion.parameterization import Epsilon, Noised
-from lightning_modules.diffusion.region import Region
 from lightning_modules.diffusion.samplers import Ancestral
 from lightning_modules.diffusion.schedules import Constant, Cosine, Harmonic, Linear, ScaledLinear, Schedule, WarmUp
 from lightning_modules.diffusion.space import Pixels
 from lightning_modules.diffusion.vp import VP
+from lightning_modules.diffusion.yoda import YODA
 from lightning_modules.networks.unet_sr3 import Conditioning, SR3UNet
+from lightning_modules.published import schedule_table
 from lightning_modules.sr3 import SR3
-from tests.parity.harness import Comparison, Fixture
+from tests.parity.harness import Comparison, Fixture, States, handed_out
 
 SIZES = ("inner_channel", "channel_mults", "attn_res", "res_blocks", "norm_groups", "dropout", "image_size")
 CHANNELS = ("in_channel", "out_channel")
@@ -52,7 +53,7 @@ def schedule_of(options: Mapping[str, Any], steps: int) -> Schedule:
     return schedules[options["schedule"]]
 
 
-def sr3_of(fixture: Fixture, schedule: Schedule, region: Region | None = None) -> SR3:
+def sr3_of(fixture: Fixture, schedule: Schedule, region: YODA | None = None) -> SR3:
     """The module of a fixture's configuration, with the fixture's weights."""
     model = SR3(
         network=network_of(fixture, "level"),
@@ -67,12 +68,6 @@ def sr3_of(fixture: Fixture, schedule: Schedule, region: Region | None = None) -
     return model.eval()
 
 
-def inject(model: SR3, draws: list[Tensor]) -> None:
-    """Makes the process hand out `draws` in order instead of drawing."""
-    remaining = iter(draws)
-    model.process.noise = lambda like: next(remaining).to(like)  # type: ignore[method-assign]
-
-
 def batch_of(fixture: Fixture) -> Batch:
     """The fixture's images as a batch."""
     up = fixture.inputs["x_up"]
@@ -84,25 +79,22 @@ def check_trajectory(fixture: Fixture) -> Iterator[Comparison]:
     """Schedule, noise levels, predicted noise and state at every step, and one value of the training loss."""
     expected, batch = fixture.outputs, batch_of(fixture)
     model = sr3_of(fixture, schedule_of(fixture.config["schedule"], fixture.config["T"]))
-    table = model.process.schedule.table()
+    table = schedule_table.table(model.process.schedule)
     for name in ("betas", "alphas_cumprod"):
         yield Comparison(name, table[name].float(), expected[name], rtol=1e-6)
-    states, levels, predictions = [], [], []
-
-    def after_step(x_s: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
-        states.append(x_s)
-        return x_s
+    states, levels, predictions = States(), [], []
 
     def record(_: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         levels.append(inputs[1][:, None])
         predictions.append(output)
 
     model.network.register_forward_hook(record)
-    inject(model, [*fixture.inputs["noise"], torch.zeros_like(batch["up"])])  # the last step multiplies its draw by 0
-    model.sampler(model.denoiser(batch, batch["up"]), model.process, batch["up"], after_step)
+    _, denoiser, _, _ = model.prepare(batch)
+    draws = [*fixture.inputs["noise"], torch.zeros_like(batch["up"])]  # the last step multiplies its draw by 0
+    model.sampler(denoiser, handed_out(draws), states)
     yield Comparison("noise_level", torch.stack(levels), expected["noise_level"], atol=1e-6)
     yield Comparison("eps", torch.stack(predictions), expected["eps"], atol=1e-4)
-    yield Comparison("states", torch.stack(states), expected["states"], atol=1e-4)
+    yield Comparison("states", states.stacked(), expected["states"], atol=1e-4)
     if "hr" in batch:
         yield from check_training(fixture, model, batch)
 
@@ -115,7 +107,9 @@ def check_training(fixture: Fixture, model: SR3, batch: Batch) -> Iterator[Compa
     noise = fixture.inputs["train_noise"]
     x_t = process.diffuse(x0=batch["hr"], anchor=batch["up"], t=t, noise=noise)
     noised = Noised(x_t=x_t, x0=batch["hr"], anchor=batch["up"], noise=noise, t=t)
-    loss = model.diffusion_loss(noised, model.evaluate(x_t, t, model.condition(batch)), None)
+    batch, anchor = model.anchored(batch)
+    output = model.denoiser(model.condition(batch, anchor), anchor).output(x_t, t)
+    loss = model.diffusion_loss(noised, output, None)
     yield Comparison("train_loss_mean", loss, fixture.outputs["train_loss_mean"], atol=1e-5)
     yield Comparison("train_loss_sum", loss * noise.numel(), fixture.outputs["train_loss_sum"], rtol=1e-5)
 

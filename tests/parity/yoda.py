@@ -1,24 +1,25 @@
 """YODA: masks, and trajectories of its hosts under a region."""
 
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.diffusion.region import Yoda
 from lightning_modules.diffusion.schedules import Schedule
+from lightning_modules.diffusion.yoda import YODA
 from lightning_modules.networks.attention_maps import Constant
 from tests.parity import sr3, srdiff_trajectory
-from tests.parity.harness import Comparison, Fixture
+from tests.parity.harness import Comparison, Fixture, States, handed_out
 from tests.parity.sr3 import sr3_of
-from tests.parity.srdiff_trajectory import inject, srdiff_of
+from tests.parity.srdiff_trajectory import enlarge, srdiff_of
 
 
 def check_masks(fixture: Fixture) -> Iterator[Comparison]:
     """The mask at every t, what it sums to, and the share of pixels that it keeps."""
-    steps, region = fixture.config["T"], Yoda(Constant(1.0), lower_bound=fixture.config["l"])
+    steps, region = fixture.config["T"], YODA(Constant(1.0), lower_bound=fixture.config["l"])
     attention = fixture.inputs["A"][None, None]
     times = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     masks = region.mask(attention.expand(steps, -1, -1, -1), times)[:, 0]
@@ -28,37 +29,31 @@ def check_masks(fixture: Fixture) -> Iterator[Comparison]:
     yield Comparison("active_fraction", active, fixture.outputs["active_fraction"], atol=1e-12)
 
 
-def draws(fixture: Fixture) -> list[Tensor]:
-    """x_T, then the two draws of each step in the order in which sampling takes them."""
-    pairs = zip(fixture.inputs["z_sr"], fixture.inputs["z_lr"], strict=True)
-    return [fixture.inputs["x_T"], *(draw for pair in pairs for draw in pair)]
+def draws(fixture: Fixture) -> dict[str, list[Tensor]]:
+    """By purpose: x_T and the draw of each step, and the draws that the waiting pixels take."""
+    return {"sampler": [fixture.inputs["x_T"], *fixture.inputs["z_sr"]], "region": list(fixture.inputs["z_lr"])}
 
 
 def states_of(model: DiffusionModule, batch: Batch, fixture: Fixture) -> Tensor:
     """The state after every blend, `[T,B,3,H,W]`, under the fixture's map and noise."""
     batch["attention"] = fixture.inputs["A"]
-    states = []
-    anchor = model.space.encode(batch["up"], batch["up"])
-    fill = model.region_fill(batch, anchor)
+    noise = draws(fixture)
+    with patch("lightning_modules.base.KeyedNoise.of", lambda keys, purpose, device: handed_out(noise[purpose])):
+        _, denoiser, randn, fill = model.prepare(batch)
     assert fill is not None
-
-    def after_step(x_s: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
-        states.append(fill(x_s, t=t, s=s))
-        return states[-1]
-
-    inject(model, draws(fixture))
-    model.sampler(model.denoiser(batch, anchor), model.process, anchor, after_step)
-    return torch.stack(states)
+    states = States(fill)
+    model.sampler(denoiser, randn, states)
+    return states.stacked()
 
 
 def check_srdiff(fixture: Fixture) -> Iterator[Comparison]:
     """SRDiff under YODA: the state after every blend, and the image."""
-    model = srdiff_of(fixture, Yoda(Constant(1.0), lower_bound=fixture.config["l"]))
+    model = srdiff_of(fixture, YODA(Constant(1.0), lower_bound=fixture.config["l"]))
     batch = srdiff_trajectory.batch_of(fixture)
     states = states_of(model, batch, fixture)
     yield Comparison("states", states, fixture.outputs["states"], atol=1e-4)
-    inject(model, draws(fixture))
-    yield Comparison("img_sr", model.enlarge(batch, None), fixture.outputs["img_sr"], atol=1e-4)
+    image = enlarge(model, batch, **draws(fixture))
+    yield Comparison("img_sr", image, fixture.outputs["img_sr"], atol=1e-4)
 
 
 class Given(Schedule):
@@ -75,7 +70,7 @@ class Given(Schedule):
 
 def check_sr3(fixture: Fixture) -> Iterator[Comparison]:
     """SR3 under YODA: the mask of every step, and the state after every blend."""
-    steps, region = fixture.config["T"], Yoda(Constant(1.0), lower_bound=fixture.config["l"])
+    steps, region = fixture.config["T"], YODA(Constant(1.0), lower_bound=fixture.config["l"])
     model = sr3_of(fixture, Given(fixture.config["betas"]), region)
     times = (steps - torch.arange(steps, dtype=torch.float64)) / steps
     masks = torch.stack([region.mask(fixture.inputs["A"], t.expand(len(fixture.inputs["A"]))) for t in times])

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from lightning_modules.cli import CONFIGS, layers
+from lightning_modules.config import CONFIGS, layers
 
 TINY = Path(__file__).parent
-DEFAULTS = {"base.yaml", "predict.yaml", "test.yaml", "validate.yaml"}
 BASE = CONFIGS / "base.yaml"  # what every training experiment composes
-EXPERIMENTS = sorted(path for path in CONFIGS.glob("*.yaml") if path.name not in DEFAULTS and BASE in layers(path))
+EXPERIMENTS = sorted(path for path in CONFIGS.glob("*.yaml") if path != BASE and BASE in layers(path))
 
 
 def tiny_overlays(config: Path) -> list[Path]:

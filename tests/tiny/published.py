@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.published.schedule_table import table
+
 State = dict[str, Tensor]
 
 RESNET = {
@@ -116,7 +118,7 @@ def published_dossr(model: Any, text: Mapping[str, Tensor], eta: Tensor) -> Stat
     hint = control.pop("controlnet_cond_embedding.weight")
     control["conv_in.weight"] = torch.cat([control["conv_in.weight"], hint], dim=1)
     first_stage = ldm_autoencoder(autoencoder.state_dict(), levels)
-    schedule = model.process.schedule.table()
+    schedule = table(model.process.schedule)
     parts = {
         "model.diffusion_model.": ldm_unet(network.unet.state_dict(), layers),
         "control_model.": ldm_unet(control, layers),

@@ -11,16 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.degradations.area import Area, Nearest
-from datamodules.degradations.bicubic import (
-    Bicubic,
-    PillowBicubic,
-    from_uint8,
-    matlab_bicubic,
-    pillow_bicubic,
-    to_uint8,
-)
+from datamodules.degradations.bicubic import Bicubic, PillowBicubic, matlab_bicubic, pillow_bicubic
 from datamodules.degradations.degradation import Degradation
 from datamodules.degradations.enlarge import Enlargement, enlarge
+from datamodules.degradations.levels import from_uint8, to_uint8
 from tests.parity.data_pipelines import srdiff
 from tests.parity.harness import load
 

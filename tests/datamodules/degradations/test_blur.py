@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.degradations.blur import blur, convolve, fast_length, unsharp_mask
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.image_batch import ImageBatch
 
 
 def summed(image: Tensor, weights: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def symmetric_weights(count: int, size: int) -> Tensor:
 def test_equals_the_sum_over_taps(height: int, width: int, size: int) -> None:
     images = torch.rand(3, 3, height, width, generator=torch.Generator().manual_seed(0))
     weights = symmetric_weights(3, size)
-    made = convolve(Images.of(images), weights).pixels
+    made = convolve(ImageBatch.from_tensor(images), weights).pixels
     for i in range(3):
         torch.testing.assert_close(made[i : i + 1], summed(images[i : i + 1], weights[i]), rtol=0, atol=2e-6)
 
@@ -35,7 +35,7 @@ def test_images_of_different_sizes_in_one_batch() -> None:
     sizes = [(40, 64), (64, 33), (21, 21)]
     pixels = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     weights = symmetric_weights(3, 15)
-    made = convolve(Images(pixels, [h for h, _ in sizes], [w for _, w in sizes]), weights).pixels
+    made = convolve(ImageBatch(pixels, [h for h, _ in sizes], [w for _, w in sizes]), weights).pixels
     for i, (h, w) in enumerate(sizes):
         expected = summed(pixels[i : i + 1, :, :h, :w], weights[i])[0]
         torch.testing.assert_close(made[i, :, :h, :w], expected, rtol=0, atol=2e-6)
@@ -44,14 +44,14 @@ def test_images_of_different_sizes_in_one_batch() -> None:
 def test_kernels_of_different_sides_in_one_batch() -> None:
     images = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     operations = [{"kernel": "iso", "size": 7, "sigma_x": 1.1}, {"kernel": "sinc", "size": 21, "cutoff": 2.0}]
-    made = blur(Images.of(images), operations).pixels
+    made = blur(ImageBatch.from_tensor(images), operations).pixels
     for i in range(2):
-        alone = blur(Images.of(images[i : i + 1]), operations[i : i + 1]).pixels
+        alone = blur(ImageBatch.from_tensor(images[i : i + 1]), operations[i : i + 1]).pixels
         torch.testing.assert_close(made[i : i + 1], alone, rtol=0, atol=2e-6)
 
 
 def test_images_smaller_than_half_the_kernel_are_refused() -> None:
-    images = Images(torch.rand(2, 3, 40, 40), [40, 10], [40, 30])
+    images = ImageBatch(torch.rand(2, 3, 40, 40), [40, 10], [40, 30])
     with pytest.raises(ValueError, match="10x30 cannot be blurred by 21 taps"):
         convolve(images, symmetric_weights(2, 21))
 

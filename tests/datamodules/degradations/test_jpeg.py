@@ -10,8 +10,8 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
-from datamodules.degradations.jpeg import JPEGLaw, compress, quantisation
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.image_batch import ImageBatch
+from datamodules.degradations.jpeg import JPEGDistribution, compress, quantisation_tables
 
 
 def photograph(height: int, width: int) -> np.ndarray:
@@ -32,7 +32,7 @@ def tensor(image: np.ndarray) -> Tensor:
 @pytest.mark.parametrize("size", [(256, 256), (131, 94), (45, 200)])
 def test_pixels_are_within_one_level_of_libjpeg_on_average(quality: int, size: tuple[int, int]) -> None:
     image = photograph(*size)
-    made = compress(Images.of(tensor(image)), [{"quality": quality}]).pixels[0].permute(1, 2, 0) * 255
+    made = compress(ImageBatch.from_tensor(tensor(image)), [{"quality": quality}]).pixels[0].permute(1, 2, 0) * 255
     difference = np.abs(made.numpy() - np.asarray(libjpeg(image, quality), dtype=np.float32))
     assert difference.mean() < 0.5
     assert (difference > 2).mean() < 0.05
@@ -40,7 +40,7 @@ def test_pixels_are_within_one_level_of_libjpeg_on_average(quality: int, size: t
 
 def test_tables_equal_libjpeg() -> None:
     image = photograph(16, 16)
-    luma, chroma = quantisation(range(1, 101), torch.device("cpu"))
+    luma, chroma = quantisation_tables(range(1, 101), torch.device("cpu"))
     for quality in range(1, 101):
         tables = libjpeg(image, quality).quantization
         assert sorted(luma[quality - 1].flatten().tolist()) == sorted(tables[0])
@@ -49,29 +49,32 @@ def test_tables_equal_libjpeg() -> None:
 
 def test_lower_quality_is_worse() -> None:
     image = tensor(photograph(128, 128))
-    errors = [(compress(Images.of(image), [{"quality": q}]).pixels - image).abs().mean() for q in (95, 70.5, 70, 30, 5)]
+    errors = [
+        (compress(ImageBatch.from_tensor(image), [{"quality": q}]).pixels - image).abs().mean()
+        for q in (95, 70.5, 70, 30, 5)
+    ]
     assert errors == sorted(errors)
 
 
 def test_images_of_different_sizes_and_qualities_in_one_batch() -> None:
     sizes, qualities = [(96, 80), (33, 47), (80, 96), (17, 96)], [30.0, 95.0, 61.7, 44.0]
     pixels = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    images = Images(pixels, [h for h, _ in sizes], [w for _, w in sizes])
+    images = ImageBatch(pixels, [h for h, _ in sizes], [w for _, w in sizes])
     together = compress(images, [{"quality": quality} for quality in qualities]).pixels
     for i, (h, w) in enumerate(sizes):
-        alone = compress(Images.of(pixels[i : i + 1, :, :h, :w]), [{"quality": qualities[i]}]).pixels[0]
+        alone = compress(ImageBatch.from_tensor(pixels[i : i + 1, :, :h, :w]), [{"quality": qualities[i]}]).pixels[0]
         difference = (together[i, :, :h, :w] - alone).abs()
         assert (difference > 1e-6).float().mean() < 0.01  # a rounding may fall otherwise, now and then
 
 
 def test_quality_follows_its_law() -> None:
     rng = np.random.default_rng(0)
-    drawn = [JPEGLaw(jpeg_range=(30, 95)).draw(rng)["quality"] for _ in range(2000)]
+    drawn = [JPEGDistribution(jpeg_range=(30, 95)).draw(rng)["quality"] for _ in range(2000)]
     assert stats.kstest(drawn, stats.uniform(30, 65).cdf).pvalue > 1e-3
 
 
 def test_impossible_qualities_are_named() -> None:
     with pytest.raises(ValueError, match="jpeg_range2"):
-        JPEGLaw(jpeg_range=(30, 101), suffix="2")
+        JPEGDistribution(jpeg_range=(30, 101), suffix="2")
     with pytest.raises(ValueError, match="quality"):
-        compress(Images.of(torch.rand(1, 3, 16, 16)), [{"quality": 0}])
+        compress(ImageBatch.from_tensor(torch.rand(1, 3, 16, 16)), [{"quality": 0}])

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from datamodules.degradations.kernels import FAMILIES, KernelLaw, kernels, sinc
+from datamodules.degradations.kernels import FAMILIES, KernelDistribution, blur_kernels, sinc_operation
 
 LAW: dict[str, Any] = {
     "blur_kernel_size": 21,
@@ -24,7 +24,7 @@ LAW: dict[str, Any] = {
 
 
 def bell(kernel: str, **parameters: float) -> Tensor:
-    return kernels([{"kernel": kernel, "size": 21, **parameters}])[0].double()
+    return blur_kernels([{"kernel": kernel, "size": 21, **parameters}])[0].double()
 
 
 def covariance(weights: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def covariance(weights: Tensor) -> Tensor:
 
 def test_drawn_kernels_sum_to_one_and_are_centred() -> None:
     rng = np.random.default_rng(0)
-    drawn = kernels([KernelLaw(**LAW).draw(rng) for _ in range(300)])
+    drawn = blur_kernels([KernelDistribution(**LAW).draw(rng) for _ in range(300)])
     torch.testing.assert_close(drawn.sum((1, 2)), torch.ones(300))
     torch.testing.assert_close(drawn, drawn.flip(1, 2), rtol=0, atol=1e-6)  # so their mean is the centre
 
@@ -64,7 +64,7 @@ def test_shapes_are_those_of_the_paper(beta: float) -> None:
 
 
 def test_sinc_passes_low_and_stops_high_frequencies() -> None:
-    weights = kernels([sinc(21, 1.5)])[0].double()
+    weights = blur_kernels([sinc_operation(21, 1.5)])[0].double()
     response = torch.fft.fft2(weights, s=(64, 64)).abs()[0]  # along x, 64 steps for a whole turn
     frequency = torch.arange(64) * 2 * math.pi / 64
     assert (response[frequency < 0.75] - 1).abs().max() < 0.15
@@ -72,26 +72,26 @@ def test_sinc_passes_low_and_stops_high_frequencies() -> None:
 
 
 def test_smaller_kernels_are_framed_by_zeros() -> None:
-    alone = kernels([{"kernel": "iso", "size": 7, "sigma_x": 2.0}])[0]
-    framed = kernels([{"kernel": "iso", "size": 7, "sigma_x": 2.0}, sinc(11, 1.0)])[0]
+    alone = blur_kernels([{"kernel": "iso", "size": 7, "sigma_x": 2.0}])[0]
+    framed = blur_kernels([{"kernel": "iso", "size": 7, "sigma_x": 2.0}, sinc_operation(11, 1.0)])[0]
     torch.testing.assert_close(framed[2:-2, 2:-2], alone)
     assert framed.sum() == pytest.approx(1.0)
 
 
 def test_drawn_parameters_follow_their_laws() -> None:
     rng = np.random.default_rng(1)
-    drawn = [KernelLaw(**LAW).draw(rng) for _ in range(6000)]
-    bells = [blur for blur in drawn if blur["kernel"] != "sinc"]
-    families = [sum(blur["kernel"] == family for blur in bells) for family in FAMILIES]
-    assert stats.binomtest(len(drawn) - len(bells), len(drawn), 0.1).pvalue > 1e-3
-    assert stats.chisquare(families, np.array(LAW["kernel_prob"]) * len(bells)).pvalue > 1e-3
+    drawn = [KernelDistribution(**LAW).draw(rng) for _ in range(6000)]
+    gaussians_and_plateaus = [blur for blur in drawn if blur["kernel"] != "sinc"]
+    families = [sum(blur["kernel"] == family for blur in gaussians_and_plateaus) for family in FAMILIES]
+    assert stats.binomtest(len(drawn) - len(gaussians_and_plateaus), len(drawn), 0.1).pvalue > 1e-3
+    assert stats.chisquare(families, np.array(LAW["kernel_prob"]) * len(gaussians_and_plateaus)).pvalue > 1e-3
     assert stats.chisquare([sum(blur["size"] == size for blur in drawn) for size in range(7, 22, 2)]).pvalue > 1e-3
-    follows_uniform([blur["sigma_x"] for blur in bells], 0.2, 3.0)
-    turned = [blur for blur in bells if "aniso" in blur["kernel"]]
+    follows_uniform([blur["sigma_x"] for blur in gaussians_and_plateaus], 0.2, 3.0)
+    turned = [blur for blur in gaussians_and_plateaus if "aniso" in blur["kernel"]]
     follows_uniform([blur["sigma_y"] for blur in turned], 0.2, 3.0)
     follows_uniform([blur["angle"] for blur in turned], -math.pi, math.pi)
     for prefix, low, high in (("generalized", 0.5, 4.0), ("plateau", 1.0, 2.0)):
-        betas = [blur["beta"] for blur in bells if blur["kernel"].startswith(prefix)]
+        betas = [blur["beta"] for blur in gaussians_and_plateaus if blur["kernel"].startswith(prefix)]
         below = [beta for beta in betas if beta < 1 or (low == 1 and beta == 1)]
         assert stats.binomtest(len(below), len(betas), 0.5).pvalue > 1e-3
         follows_uniform([beta for beta in betas if beta > 1], 1.0, high)
@@ -123,4 +123,4 @@ def follows_uniform(values: list[float], low: float, high: float) -> None:
 )
 def test_impossible_laws_name_their_key(key: str, value: object, named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        KernelLaw(**{**LAW, key: value}, suffix="2")
+        KernelDistribution(**{**LAW, key: value}, suffix="2")

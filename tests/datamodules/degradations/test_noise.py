@@ -8,10 +8,19 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from datamodules.degradations.noise import NoiseLaw, add_gaussian_noise, add_poisson_noise, grey_levels, normal, poisson
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.image_batch import ImageBatch
+from datamodules.degradations.noise import (
+    NoiseDistribution,
+    add_gaussian_noise,
+    add_poisson_noise,
+    grey_levels,
+    hashed_normal,
+    poisson_from_normal,
+)
 
-LAW = NoiseLaw(gaussian_noise_prob=0.5, noise_range=(1, 30), poisson_scale_range=(0.05, 3), gray_noise_prob=0.4)
+LAW = NoiseDistribution(
+    gaussian_noise_prob=0.5, noise_range=(1, 30), poisson_scale_range=(0.05, 3), gray_noise_prob=0.4
+)
 
 
 def channels(count: int) -> Tensor:
@@ -24,7 +33,7 @@ def ramp(count: int = 1) -> Tensor:
 
 
 def test_normal_numbers_are_normal_and_independent() -> None:
-    drawn = normal(torch.tensor([1, 2]), channels(2), 301, 257)
+    drawn = hashed_normal(torch.tensor([1, 2]), channels(2), 301, 257)
     for one in drawn.flatten(0, 1):
         assert stats.kstest(one.flatten().numpy(), "norm").pvalue > 1e-3
     rows = drawn.flatten(2).flatten(0, 1).double()
@@ -38,7 +47,7 @@ def test_normal_numbers_are_normal_and_independent() -> None:
 
 def test_normal_numbers_depend_on_seed_channel_and_place_only() -> None:
     seeds = torch.tensor([7, -(2**62), 7])
-    large, small = normal(seeds, channels(3), 40, 51), normal(seeds[1:2], channels(1), 17, 20)
+    large, small = hashed_normal(seeds, channels(3), 40, 51), hashed_normal(seeds[1:2], channels(1), 17, 20)
     assert torch.equal(large[1, :, :17, :20], small[0])
     assert torch.equal(large[0], large[2])
     assert not torch.equal(large[0], large[1])
@@ -46,7 +55,9 @@ def test_normal_numbers_depend_on_seed_channel_and_place_only() -> None:
 
 @pytest.mark.parametrize("rate", [0.1, 1.7, 5.9, 6.1, 20.0, 130.0, 255.0])
 def test_poisson_counts(rate: float) -> None:
-    counts = poisson(torch.full((300_000,), rate), normal(torch.tensor([3]), torch.tensor([[0]]), 500, 600).flatten())
+    counts = poisson_from_normal(
+        torch.full((300_000,), rate), hashed_normal(torch.tensor([3]), torch.tensor([[0]]), 500, 600).flatten()
+    )
     largest = int(counts.max())
     seen = np.bincount(counts.long().numpy())
     expected = stats.poisson.pmf(np.arange(largest + 1), rate) * len(counts)
@@ -57,12 +68,12 @@ def test_poisson_counts(rate: float) -> None:
 
 
 def test_zero_rate_gives_no_photons() -> None:
-    assert poisson(torch.zeros(4), torch.tensor([-3.0, 0.0, 3.0, 6.0])).eq(0).all()
+    assert poisson_from_normal(torch.zeros(4), torch.tensor([-3.0, 0.0, 3.0, 6.0])).eq(0).all()
 
 
 @pytest.mark.parametrize("gray", [True, False])
 def test_gaussian_noise_has_its_sigma(gray: bool) -> None:
-    images = Images.of(torch.full((1, 3, 200, 200), 0.5))
+    images = ImageBatch.from_tensor(torch.full((1, 3, 200, 200), 0.5))
     noise = add_gaussian_noise(images, [{"sigma": 20.0, "gray": gray, "seed": 5}]).pixels - 0.5
     assert noise.std() * 255 == pytest.approx(20, rel=0.02)
     assert torch.equal(noise[:, 0], noise[:, 1]) == gray
@@ -70,8 +81,8 @@ def test_gaussian_noise_has_its_sigma(gray: bool) -> None:
 
 @pytest.mark.parametrize("gray", [True, False])
 def test_poisson_noise_has_the_variance_of_photons(gray: bool) -> None:
-    images = Images.of(ramp())
-    assert grey_levels(Images.of((ramp() * 255).round())) == 256
+    images = ImageBatch.from_tensor(ramp())
+    assert grey_levels(ImageBatch.from_tensor((ramp() * 255).round())) == 256
     noise = add_poisson_noise(images, [{"factor": 0.5, "gray": gray, "seed": 5}]).pixels - ramp()
     for index, part in enumerate(noise.chunk(4, dim=2)):  # from dark to bright
         brightness = 0.2 + 0.6 * (index + 0.5) / 4
@@ -82,20 +93,20 @@ def test_poisson_noise_has_the_variance_of_photons(gray: bool) -> None:
 def test_few_grey_levels_mean_few_photons() -> None:
     two = torch.zeros(1, 3, 8, 8)
     two[..., ::2] = 1
-    assert grey_levels(Images.of(two * 255)) == 2
+    assert grey_levels(ImageBatch.from_tensor(two * 255)) == 2
     three = two.clone()
     three[..., 0, 0] = 0.5
-    assert grey_levels(Images.of((three * 255).round())) == 4
+    assert grey_levels(ImageBatch.from_tensor((three * 255).round())) == 4
 
 
 def test_a_batch_of_mixed_noises_and_sizes_equals_its_members() -> None:
     pixels, sizes = ramp(4) ** 1.5, [(64, 50), (256, 256), (31, 200), (64, 50)]
-    images = Images(pixels, [h for h, _ in sizes], [w for _, w in sizes])
+    images = ImageBatch(pixels, [h for h, _ in sizes], [w for _, w in sizes])
     operations = [{"sigma": 9.0, "factor": 1.5, "gray": bool(i % 2), "seed": i * 2**61} for i in range(4)]
     for add in (add_gaussian_noise, add_poisson_noise):
         together = add(images, operations)
         for i, (h, w) in enumerate(sizes):
-            alone = add(Images.of(pixels[i : i + 1, :, :h, :w]), operations[i : i + 1])
+            alone = add(ImageBatch.from_tensor(pixels[i : i + 1, :, :h, :w]), operations[i : i + 1])
             torch.testing.assert_close(together.pixels[i, :, :h, :w], alone.pixels[0], rtol=0, atol=1e-6)
 
 
@@ -119,4 +130,4 @@ def test_drawn_parameters_follow_their_laws() -> None:
 def test_impossible_laws_name_their_key(key: str, value: object) -> None:
     law: dict[str, Any] = {**vars(LAW), key: value, "suffix": "2"}
     with pytest.raises(ValueError, match=f"{key}2"):
-        NoiseLaw(**law)
+        NoiseDistribution(**law)

@@ -16,10 +16,11 @@ from torch import Tensor
 from datamodules.degradations.blur import unsharp_mask
 from datamodules.degradations.blur_noise_jpeg import BlurNoiseJPEG
 from datamodules.degradations.degradation import Degradation
-from datamodules.degradations.operations import run
-from datamodules.degradations.ragged import Images
+from datamodules.degradations.image_batch import ImageBatch
+from datamodules.degradations.operations import run_programs
 from datamodules.degradations.realesrgan import RealESRGAN
-from datamodules.preview import PRESETS, build
+from datamodules.prepare.preview import PRESETS
+from lightning_modules.cli import degradation as build_degradation
 
 DATA = os.environ.get("DIFFSR_TEST_DATA")
 KEYS = [f"set/{i:04d}" for i in range(8)]
@@ -50,7 +51,7 @@ def test_images_that_stay_together_equal_images_one_by_one(degradation: RealESRG
     """On a GPU the batch is one tensor of images of different sizes; the same code runs here."""
     hr = photographs(8, 256)
     recipes = [degradation.recipe(key, epoch=0, seed=0) for key in KEYS]
-    together = run(Images.of(hr), [recipe["operations"] for recipe in recipes], (64, 64))
+    together = run_programs(ImageBatch.from_tensor(hr), [recipe["operations"] for recipe in recipes], (64, 64))
     difference = (together - degradation.apply(hr, recipes)).abs() * 255
     assert difference.flatten(1).mean(1).max() < 0.2  # a rounding inside JPEG may fall otherwise, now and then
     assert (difference > 1.5).float().mean() < 0.01
@@ -149,7 +150,7 @@ def test_targets_are_sharpened_only_if_asked() -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("scale", [2, 4])
 def test_presets_degrade(preset: Path, scale: int) -> None:
-    degradation, hr = build(preset, scale), photographs(2, 160)
+    degradation, hr = build_degradation([str(preset)], scale), photographs(2, 160)
     assert degradation(hr, keys=KEYS[:2], epoch=0, seed=0).shape == (2, 3, 160 // scale, 160 // scale)
 
 
@@ -221,7 +222,7 @@ def fixed_pairs() -> tuple[Tensor, Tensor]:
 
 
 def degraded(preset: str, gt: Tensor, epochs: int) -> dict[str, np.ndarray]:
-    degradation, keys = build(PRESETS / f"{preset}.yaml", 4), [f"pair/{i}" for i in range(len(gt))]
+    degradation, keys = build_degradation([str(PRESETS / f"{preset}.yaml")]), [f"pair/{i}" for i in range(len(gt))]
     return statistics_of(torch.cat([degradation(gt, keys=keys, epoch=e, seed=0) for e in range(epochs)]))
 
 

@@ -6,16 +6,16 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from datamodules.degradations.ragged import Images
-from datamodules.degradations.resize import MODES, ResizeLaw, rescale, resize
+from datamodules.degradations.image_batch import ImageBatch
+from datamodules.degradations.resize import MODES, ResizeDistribution, rescale, resize
 
 SIZES = [(90, 64), (33, 71), (20, 20), (57, 90), (90, 90), (41, 26)]
 FACTORS = [0.31, 1.37, 1.0, 0.777, 0.5, 1.2]
 
 
-def batch() -> Images:
+def batch() -> ImageBatch:
     pixels = torch.rand(6, 3, 90, 90, generator=torch.Generator().manual_seed(0))
-    return Images(pixels, [h for h, _ in SIZES], [w for _, w in SIZES])
+    return ImageBatch(pixels, [h for h, _ in SIZES], [w for _, w in SIZES])
 
 
 @pytest.mark.parametrize("shift", range(3))
@@ -51,7 +51,7 @@ def test_one_image_goes_through_torch_itself() -> None:
 
 def test_drawn_parameters_follow_their_laws() -> None:
     rng = np.random.default_rng(3)
-    law = ResizeLaw(resize_prob=(0.2, 0.7, 0.1), resize_range=(0.15, 1.5))
+    law = ResizeDistribution(resize_prob=(0.2, 0.7, 0.1), resize_range=(0.15, 1.5))
     drawn = [law.draw(rng, "rescale") for _ in range(6000)]
     up = [one["factor"] for one in drawn if one["factor"] > 1]
     down = [one["factor"] for one in drawn if one["factor"] < 1]
@@ -68,4 +68,4 @@ def test_drawn_parameters_follow_their_laws() -> None:
 def test_impossible_laws_name_their_key(key: str, value: tuple[float, ...]) -> None:
     law = {"resize_prob": (0.2, 0.7, 0.1), "resize_range": (0.15, 1.5), key: value}
     with pytest.raises(ValueError, match=f"{key}2"):
-        ResizeLaw(**law, suffix="2")
+        ResizeDistribution(**law, suffix="2")

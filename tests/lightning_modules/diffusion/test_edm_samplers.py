@@ -2,27 +2,31 @@
 
 import math
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
-from lightning_modules.diffusion.relay import EDM, Relay, dct_basis, levels, patch_product
-from lightning_modules.diffusion.samplers import DDIM, Ancestral, Heun
+from lightning_modules.diffusion.edm import EDMProcess, levels
+from lightning_modules.diffusion.edm_samplers import EDMHeun
+from lightning_modules.diffusion.process import Process
+from lightning_modules.diffusion.relay import RelayProcess, dct_basis, patch_product
+from lightning_modules.diffusion.relay_sampler import RelayHeun
+from lightning_modules.diffusion.samplers import DDIM, Ancestral, Heun, Sampler
 from lightning_modules.diffusion.schedules import Cosine
+from lightning_modules.diffusion.spacing import time_at
 from lightning_modules.diffusion.vp import VP
+from tests.fakes import FakeDenoiser
 
 
 class Recorder:
-    """A denoiser that always answers `x0`, and remembers what it was asked."""
+    """Always answers `x0`, and remembers what it was asked."""
 
     def __init__(self, x0: Tensor) -> None:
         self.x0, self.calls = x0, list[tuple[Tensor, Tensor]]()
 
-    def __call__(self, x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         self.calls.append((x_t, t))
         return self.x0
 
@@ -31,60 +35,64 @@ def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def gaussian_denoiser(process: EDM | Relay, variance: float) -> Any:
+def gaussian_denoiser(process: EDMProcess | RelayProcess, anchor: Tensor, variance: float) -> FakeDenoiser:
     """The exact denoiser of white Gaussian images: the mean of x0 given x_t where the mean of x_t is x0."""
 
-    def denoise(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         sigma = process.std(t).view(-1, 1, 1, 1)
         return variance / (variance + sigma**2) * x_t
 
-    return denoise
+    return FakeDenoiser(process, anchor, denoise)
 
 
 @pytest.mark.parametrize(
     ("sampler", "process", "evaluations"),
     [
-        (RelayHeun(), Relay(), 13),
-        (RelayHeun(40, sigma_start=0.3), Relay(), 19),
-        (RelayHeun(1, sigma_max=0.5), Relay(), 1),
-        (RelayHeun(sigma_start=1.2, blur_prob_length=1.05), Relay(prob_length=0.89, blur_sigma_max=2.0), 13),
-        (EDMHeun(1), EDM(), 1),
-        (EDMHeun(5), EDM(), 9),
-        (EDMHeun(5, eta=0.05), EDM(), 9),
-        (EDMHeun(5, churn=40, churn_range=(0.05, 50.0), churn_noise=1.003), EDM(), 9),
-        (EDMHeun(6), Relay(), 11),
-        (Ancestral(6, eta=0.2), Relay(), 6),
-        (DDIM(6), Relay(), 6),
+        (RelayHeun(), RelayProcess(), 13),
+        (RelayHeun(40), RelayProcess(sigma_start=0.3), 19),
+        (RelayHeun(1, sigma_max=0.5), RelayProcess(), 1),
+        (RelayHeun(blur_prob_length=1.05), RelayProcess(prob_length=0.89, blur_sigma_max=2.0, sigma_start=1.2), 13),
+        (EDMHeun(1), EDMProcess(), 1),
+        (EDMHeun(5), EDMProcess(), 9),
+        (EDMHeun(5, eta=0.05), EDMProcess(), 9),
+        (EDMHeun(5, churn=40, churn_range=(0.05, 50.0), churn_noise=1.003), EDMProcess(), 9),
+        (EDMHeun(6), RelayProcess(), 11),
+        (Ancestral(6, eta=0.2), RelayProcess(), 6),
+        (DDIM(6), RelayProcess(), 6),
     ],
 )
-def test_a_perfect_denoiser_gives_the_exact_image(sampler: Any, process: Any, evaluations: int) -> None:
+def test_a_perfect_denoiser_gives_the_exact_image(sampler: Sampler, process: Process, evaluations: int) -> None:
     torch.manual_seed(0)
     x0, denoise = images(2, 3, 16, 24), Recorder(images(2, 3, 16, 24))
     anchor = interpolate(images(2, 3, 4, 6, seed=1), scale_factor=4.0, mode="nearest")
-    assert torch.allclose(sampler(denoise, process, anchor), x0, atol=1e-6)
+    assert torch.allclose(sampler(FakeDenoiser(process, anchor, denoise)), x0, atol=1e-6)
     assert len(denoise.calls) == evaluations
     assert all(x_t.dtype == torch.float32 for x_t, _ in denoise.calls)
 
 
+def levels_run(sampler: RelayHeun, process: RelayProcess) -> Tensor:
+    """Noise levels of the run, without the clean image's."""
+    return process.std(sampler.grid(process)[:-1])
+
+
 def test_the_published_presets_run_the_published_levels() -> None:
-    imagenet = RelayHeun(200, rho=100.0)
-    assert len(imagenet.levels) == 100 and imagenet.levels[0].item() == pytest.approx(0.8691, abs=5e-5)
-    faces = RelayHeun(150, sigma_start=0.95, blur_prob_length=1.05)
-    assert len(faces.levels) == 54 and faces.levels[0].item() == pytest.approx(0.9219, abs=5e-5)
-    assert RelayHeun().levels[0].item() == pytest.approx(0.8975, abs=5e-5)
-    assert RelayHeun().name == "relayheun-7-below-0.9"
+    imagenet = levels_run(RelayHeun(200, rho=100.0), RelayProcess())
+    assert len(imagenet) == 100 and imagenet[0].item() == pytest.approx(0.8691, abs=5e-5)
+    faces = levels_run(RelayHeun(150, blur_prob_length=1.05), RelayProcess(prob_length=0.89, sigma_start=0.95))
+    assert len(faces) == 54 and faces[0].item() == pytest.approx(0.9219, abs=5e-5)
+    assert levels_run(RelayHeun(), RelayProcess())[0].item() == pytest.approx(0.8975, abs=5e-5)
+    assert RelayHeun().name(RelayProcess()) == "relayheun-7-below-0.9"
 
 
 def test_a_level_that_equals_the_start_is_left_out() -> None:
     ramp = levels(18, 80.0, 0.008, 7.0)
-    assert len(RelayHeun(sigma_start=ramp[11].item()).levels) == 6
+    assert len(levels_run(RelayHeun(), RelayProcess(sigma_start=ramp[11].item()))) == 6
 
 
 def test_a_deterministic_run_is_heuns_rule_in_the_noise_level() -> None:
-    process, x_start = EDM(sigma_max=2.0, sigma_min=0.05), images(2, 3, 8, 8)
-    denoise = gaussian_denoiser(process, 0.5**2)
+    process = EDMProcess(sigma_max=2.0, sigma_min=0.05)
     torch.manual_seed(0)
-    final = EDMHeun(4)(denoise, process, x_start)
+    final = EDMHeun(4)(gaussian_denoiser(process, images(2, 3, 8, 8), 0.5**2))
     torch.manual_seed(0)
     x, sigmas = 2.0 * torch.randn(2, 3, 8, 8, dtype=torch.float64), [*levels(4, 2.0, 0.05, 7.0).tolist(), 0.0]
     for sigma, following in pairwise(sigmas):
@@ -96,7 +104,7 @@ def test_a_deterministic_run_is_heuns_rule_in_the_noise_level() -> None:
 
 
 def test_halving_the_steps_quarters_the_error() -> None:
-    process, variance = EDM(sigma_max=5.0, sigma_min=0.02), 0.25
+    process, variance = EDMProcess(sigma_max=5.0, sigma_min=0.02), 0.25
     torch.manual_seed(0)
     noise = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     # The exact flow scales with the state's standard deviation; the last step then denoises.
@@ -105,31 +113,30 @@ def test_halving_the_steps_quarters_the_error() -> None:
     for steps in (32, 64):
         torch.manual_seed(0)
         anchor = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
-        result = EDMHeun(steps)(gaussian_denoiser(process, variance), process, anchor)
+        result = EDMHeun(steps)(gaussian_denoiser(process, anchor, variance))
         errors.append((result - exact).abs().max().item())
     assert 3 < errors[0] / errors[1] < 5
 
 
 def test_plain_heun_and_edms_agree_on_edm() -> None:
-    process, anchor = EDM(), torch.zeros(2, 3, 8, 8, dtype=torch.float64)
-    denoise = gaussian_denoiser(process, 0.25)
+    denoiser = gaussian_denoiser(EDMProcess(), torch.zeros(2, 3, 8, 8, dtype=torch.float64), 0.25)
     results = []
     for sampler in (Heun(6, spacing="trailing"), EDMHeun(6)):
         torch.manual_seed(0)
-        results.append(sampler(denoise, process, anchor))
+        results.append(sampler(denoiser))
     assert torch.allclose(results[0], results[1], atol=1e-12)
 
 
 def test_a_stochastic_relay_step_is_the_papers_in_the_frequencies_of_patches() -> None:
-    process, size, eta = Relay(), 4, 0.2
+    process, size, eta = RelayProcess(), 4, 0.2
     anchor = interpolate(images(1, 3, 4, 4), scale_factor=4.0, mode="nearest").double()
-    denoise = gaussian_denoiser(process, 0.25)
+    denoise = gaussian_denoiser(process, anchor, 0.25)
     torch.manual_seed(0)
     two_levels = RelayHeun(2, eta=eta, sigma_max=0.8, sigma_min=0.3)
-    final = two_levels(denoise, process, anchor)
+    final = two_levels(denoise)
     torch.manual_seed(0)
     c, m, basis = 0.8, 0.3, dct_basis(size)
-    t = process.clock(torch.tensor([c, m], dtype=torch.float64))
+    t = time_at(process, torch.tensor([c, m], dtype=torch.float64))
     gain_c, gain_m = (row.repeat(4, 4) for row in process.gains(process.blur_sigma(t)))
     gamma = math.sqrt(1 - eta**2) * m / c
 
@@ -147,10 +154,10 @@ def test_a_stochastic_relay_step_is_the_papers_in_the_frequencies_of_patches() -
 
 
 def test_churn_adds_the_noise_that_lifts_the_level() -> None:
-    process = EDM(sigma_max=10.0)
+    process = EDMProcess(sigma_max=10.0)
     denoise = Recorder(torch.zeros(64, 3, 8, 8))
     torch.manual_seed(0)
-    EDMHeun(4, churn=1.0, churn_range=(0.0, 5.0))(denoise, process, torch.zeros(64, 3, 8, 8))
+    EDMHeun(4, churn=1.0, churn_range=(0.0, 5.0))(FakeDenoiser(process, torch.zeros(64, 3, 8, 8), denoise))
     steps = levels(4, 10.0, 0.002, 7.0)
     asked = torch.stack([process.std(t[:1]) for _, t in denoise.calls]).flatten()
     expected = [steps[0], steps[1], 1.25 * steps[1], steps[2], 1.25 * steps[2], steps[3], 1.25 * steps[3]]
@@ -160,26 +167,29 @@ def test_churn_adds_the_noise_that_lifts_the_level() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    x, vp = torch.zeros(1, 3, 8, 8), VP(Cosine(10))
-    with pytest.raises(ValueError, match=r"none of the 3 noise levels from 80.0 to 0.5 is below sigma_start: 0.2"):
-        RelayHeun(3, sigma_min=0.5, sigma_start=0.2)
+    x = torch.zeros(1, 3, 8, 8)
+    edm, relay, vp = (
+        FakeDenoiser(process, x, Recorder(x)) for process in (EDMProcess(), RelayProcess(), VP(Cosine(10)))
+    )
+    with pytest.raises(ValueError, match=r"none of the 3 noise levels from 80.0 to 0.5 is below .* sigma_start: 0.2"):
+        RelayHeun(3, sigma_min=0.5).grid(RelayProcess(sigma_start=0.2))
     with pytest.raises(ValueError, match=r"above 1.76995"):
-        RelayHeun(sigma_start=3.0)(Recorder(x), Relay(), x)
-    with pytest.raises(TypeError, match="RelayHeun continues a Relay process, not EDM"):
-        RelayHeun()(Recorder(x), EDM(), x)
-    with pytest.raises(TypeError, match="EDMHeun needs EDM or Relay, not VP"):
-        EDMHeun(3)(Recorder(x), vp, x)
+        RelayProcess(sigma_start=3.0)
+    with pytest.raises(TypeError, match="RelayHeun continues a RelayProcess, not EDM"):
+        RelayHeun()(edm)
+    with pytest.raises(TypeError, match=r"EDMHeun needs a process that adds noise .* EDM's or Relay's, not VP"):
+        EDMHeun(3)(vp)
     with pytest.raises(TypeError, match="churn adds noise but no blur"):
-        EDMHeun(3, churn=4.0)(Recorder(x), Relay(), x)
+        EDMHeun(3, churn=4.0)(relay)
     with pytest.raises(TypeError, match="mean of Relay"):
-        Heun(3, spacing="trailing")(Recorder(x), Relay(), x)
+        Heun(3, spacing="trailing")(relay)
     with pytest.raises(ValueError, match=r"above 80.*churn_range"):
-        EDMHeun(3, churn=4.0).grid(EDM())
+        EDMHeun(3, churn=4.0).grid(EDMProcess())
     with pytest.raises(ValueError, match=r"quantile 0.5 that the blur is set to end at; lower sigma_start"):
-        RelayHeun(blur_prob_length=0.5).grid(Relay())
+        RelayHeun(blur_prob_length=0.5).grid(RelayProcess())
 
 
 def test_names_tell_churn_and_an_unusual_share_of_noise() -> None:
-    assert EDMHeun(18).name == "edmheun-18"
-    assert EDMHeun(18, eta=0.05, churn=40).name == "edmheun-18-eta0.05-churn40"
-    assert RelayHeun(eta=0.0).name == "relayheun-7-below-0.9-eta0"
+    assert EDMHeun(18).name(EDMProcess()) == "edmheun-18"
+    assert EDMHeun(18, eta=0.05, churn=40).name(EDMProcess()) == "edmheun-18-eta0.05-churn40"
+    assert RelayHeun(eta=0.0).name(RelayProcess()) == "relayheun-7-below-0.9-eta0"

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.guidance import (
     ClassifierFreeGuidance,
     Guidance,
@@ -14,10 +16,10 @@ from lightning_modules.diffusion.guidance import (
     received_by,
     self_attention,
 )
+from lightning_modules.diffusion.parameterization import Clean, Epsilon
 from lightning_modules.diffusion.process import Process, expand
-from lightning_modules.diffusion.samplers import Denoise
 from lightning_modules.diffusion.schedules import Cosine
-from lightning_modules.diffusion.vp import VP
+from lightning_modules.diffusion.vp import VP, DomainShift
 from lightning_modules.networks.unet_adm import ADMUNet
 from lightning_modules.networks.unet_sr3 import SR3UNet
 from lightning_modules.networks.unet_srdiff import SRDiffUNet
@@ -39,36 +41,44 @@ class Attention(nn.Module):
 
 
 class Network(nn.Module):
-    """Writes a smooth function of its input as the noise, and remembers its inputs."""
+    """Writes a smooth function of its input, and remembers its inputs."""
 
     def __init__(self, received: Tensor) -> None:
         super().__init__()
         self.block = nn.Sequential(Attention(received))
         self.inputs: list[Tensor] = []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, *, shown: Tensor | None = None) -> Tensor:
         self.inputs.append(x)
-        return torch.sin(3 * self.block(x)) + 0.2
+        return torch.sin(3 * self.block(x)) + (0.2 if shown is None else shown)
 
 
 LEFT = torch.tensor([[1.5, 0.5], [1.5, 0.5]], dtype=torch.float64)
 PROCESS = VP(Cosine(50))
 
 
-def setting(received: Tensor = LEFT) -> tuple[Network, Denoise, Tensor, Tensor]:
-    """A network, its unbounded denoiser, a state and its time."""
+def setting(received: Tensor = LEFT, **changes: Any) -> tuple[Network, Denoiser, Tensor, Tensor]:
+    """A network that writes the noise, its denoiser without bound or guidance, a state and its time."""
     network = Network(received)
-
-    def denoise(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
-        return (x_t - expand(PROCESS.std(t), x_t) * network(x_t)) / expand(PROCESS.alpha(t), x_t)
-
+    fields: dict[str, Any] = {
+        "network": network,
+        "process": PROCESS,
+        "parameterization": Epsilon("time"),
+        "anchor": torch.zeros(2, 3, 12, 12),
+    }
     x_t = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return network, denoise, x_t, torch.tensor([0.5, 0.8], dtype=torch.float64)
+    return network, Denoiser(**{**fields, **changes}), x_t, torch.tensor([0.5, 0.8], dtype=torch.float64)
 
 
-def wrap(guidance: Guidance, network: nn.Module, denoise: Denoise, **changes: Any) -> Denoise:
-    arguments: dict[str, Any] = {"process": PROCESS, "anchor": torch.zeros(2, 3, 12, 12), "network": network}
-    return guidance.wrap(denoise, **{**arguments, "unconditional": None, "bound": lambda x: x, **changes})
+def guided(denoiser: Denoiser, *guidance: Guidance) -> Denoiser:
+    return replace(denoiser, guidance=guidance)
+
+
+class Times(nn.Module):
+    """Multiplies its input by what it is shown."""
+
+    def forward(self, x: Tensor, label: Tensor, *, factor: Tensor) -> Tensor:
+        return factor * x
 
 
 def sag(scale: float = 0.7, **changes: Any) -> SelfAttentionGuidance:
@@ -77,13 +87,13 @@ def sag(scale: float = 0.7, **changes: Any) -> SelfAttentionGuidance:
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_equals_the_rule_on_the_noise_with_and_without_clamping(clip: bool) -> None:
-    network, denoise, x_t, t = setting()
     bound: Callable[[Tensor], Tensor] = (lambda x: x.clamp(-1, 1)) if clip else (lambda x: x)
-    guided = bound(wrap(sag(), network, denoise, bound=bound)(x_t, t))
+    network, denoiser, x_t, t = setting(bound=bound)
+    steered = guided(denoiser, sag())(x_t, t)
 
     # The paper's algorithm, written on the noise.
     alpha, std = expand(PROCESS.alpha(t), x_t), expand(PROCESS.std(t), x_t)
-    e = network(x_t)
+    e = network(x_t, t)
     x0 = bound((x_t - std * e) / alpha)
     mask = torch.zeros_like(x_t)
     mask[..., :6] = 1
@@ -93,65 +103,62 @@ def test_equals_the_rule_on_the_noise_with_and_without_clamping(clip: bool) -> N
     padded = F.pad(x0, (2, 2, 2, 2), mode="reflect")
     blurred = F.conv2d(F.conv2d(padded, taps, groups=3), taps.transpose(2, 3), groups=3)
     degraded = mask * blurred + (1 - mask) * x0
-    again = network(alpha * degraded + std * e)
+    again = network(alpha * degraded + std * e, t)
     expected = bound((x_t - std * (e + 0.7 * (e - again))) / alpha)
-    torch.testing.assert_close(guided, expected, rtol=0, atol=1e-9)
-    assert (bound(denoise(x_t, t)) - expected).abs().max() > 0.01
+    torch.testing.assert_close(steered, expected, rtol=0, atol=1e-9)
+    assert (denoiser(x_t, t) - expected).abs().max() > 0.01
 
 
 def test_scale_zero_is_the_denoiser_itself() -> None:
-    network, denoise, _, _ = setting()
-    assert wrap(sag(0.0), network, denoise) is denoise
+    network, denoiser, x_t, t = setting()
+    steered = guided(denoiser, sag(0.0))(x_t, t)
+    assert len(network.inputs) == 1
+    assert torch.equal(steered, denoiser(x_t, t))
 
 
 def test_an_empty_mask_changes_nothing() -> None:
-    network, denoise, x_t, t = setting(torch.full((2, 2), 0.9, dtype=torch.float64))
-    torch.testing.assert_close(wrap(sag(), network, denoise)(x_t, t), denoise(x_t, t), rtol=0, atol=1e-12)
+    network, denoiser, x_t, t = setting(torch.full((2, 2), 0.9, dtype=torch.float64))
+    torch.testing.assert_close(guided(denoiser, sag())(x_t, t), denoiser(x_t, t), rtol=0, atol=1e-12)
     # The second state is the first one, then.
     torch.testing.assert_close(network.inputs[1], network.inputs[0], rtol=0, atol=1e-12)
 
 
 def test_a_linear_network_is_moved_by_what_the_blur_took_away() -> None:
-    _, _, x_t, t = setting()
-    share = 0.3
+    share = torch.full((2, 1, 1, 1), 0.3, dtype=torch.float64)
+    _, denoiser, x_t, t = setting(network=Times(), parameterization=Clean("time"), condition={"factor": share})
     guidance = SelfAttentionGuidance(scale=0.5, mask="uniform", kernel=5, sigma=1.5)
-
-    def denoise(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
-        return share * x_t
-
     x0 = share * x_t
     blurred = guidance.degrade(x0, [])
     again = share * (x_t + expand(PROCESS.alpha(t), x_t) * (blurred - x0))
-    guided = wrap(guidance, nn.Identity(), denoise)(x_t, t)
-    torch.testing.assert_close(guided, x0 + 0.5 * (blurred - again), rtol=0, atol=1e-12)
+    steered = guided(denoiser, guidance)(x_t, t)
+    torch.testing.assert_close(steered, x0 + 0.5 * (blurred - again), rtol=0, atol=1e-12)
 
 
 def test_it_acts_in_its_range_of_times_only_and_costs_nothing_outside() -> None:
-    network, denoise, x_t, t = setting()
-    plain = denoise(x_t, t)
-    everywhere = wrap(sag(), network, denoise)(x_t, t)
-    early = wrap(sag(t_range=(0.6, 1.0)), network, denoise)(x_t, t)
+    network, denoiser, x_t, t = setting()
+    plain = denoiser(x_t, t)
+    everywhere = guided(denoiser, sag())(x_t, t)
+    early = guided(denoiser, sag(t_range=(0.6, 1.0)))(x_t, t)
     assert torch.equal(early[0], plain[0]) and torch.equal(early[1], everywhere[1])
     network.inputs.clear()
-    assert torch.equal(wrap(sag(t_range=(0.0, 0.4)), network, denoise)(x_t, t), plain)
+    assert torch.equal(guided(denoiser, sag(t_range=(0.0, 0.4)))(x_t, t), plain)
     assert len(network.inputs) == 1
 
 
 def test_rows_go_with_their_conditions() -> None:
-    network, _, x_t, t = setting()
-    shown = torch.tensor([0.1, -0.4], dtype=torch.float64).view(2, 1, 1, 1)
-    anchor = torch.randn(2, 3, 12, 12, dtype=torch.float64)
-
     class Anchored(VP):
         def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
             return super().mean(x0=x0, anchor=anchor, t=t) + 0.1 * anchor
 
-    def denoise(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
-        return network(x_t) + (shown if rows is None else shown[rows])
-
-    guided = wrap(sag(), network, denoise, process=Anchored(Cosine(50)), anchor=anchor)
-    row = torch.tensor([1])
-    torch.testing.assert_close(guided(x_t[row], t[row], row), guided(x_t, t)[row], rtol=0, atol=1e-12)
+    shown = torch.tensor([0.1, -0.4], dtype=torch.float64).view(2, 1, 1, 1)
+    _, denoiser, x_t, t = setting(
+        process=Anchored(Cosine(50)),
+        parameterization=Clean("time"),
+        anchor=torch.randn(2, 3, 12, 12, dtype=torch.float64),
+        condition={"shown": shown},
+    )
+    steered, row = guided(denoiser, sag()), torch.tensor([1])
+    torch.testing.assert_close(steered.select(row)(x_t[row], t[row]), steered(x_t, t)[row], rtol=0, atol=1e-12)
 
 
 def test_the_second_state_stays_on_a_process_that_shifts_towards_its_anchor() -> None:
@@ -159,11 +166,11 @@ def test_the_second_state_stays_on_a_process_that_shifts_towards_its_anchor() ->
         def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
             return super().mean(x0=x0 + expand(t, x0) * (anchor - x0), anchor=anchor, t=t)
 
-    network, denoise, x_t, t = setting()
-    process, anchor = Shifting(Cosine(50)), torch.ones_like(x_t)
+    process, anchor = Shifting(Cosine(50)), torch.ones(2, 3, 12, 12, dtype=torch.float64)
+    network, denoiser, x_t, t = setting(process=process, anchor=anchor)
     guidance = sag()
-    wrap(guidance, network, denoise, process=process, anchor=anchor)(x_t, t)
-    x0 = denoise(x_t, t)
+    guided(denoiser, guidance)(x_t, t)
+    x0 = denoiser(x_t, t)
     noise = (x_t - process.mean(x0=x0, anchor=anchor, t=t)) / expand(process.std(t), x_t)
     degraded = guidance.degrade(x0, [LEFT.expand(2, -1, -1)])
     expected = process.diffuse(x0=degraded, anchor=anchor, t=t, noise=noise)
@@ -171,31 +178,58 @@ def test_the_second_state_stays_on_a_process_that_shifts_towards_its_anchor() ->
 
 
 def test_with_classifier_free_guidance_it_reads_the_unconditional_branch() -> None:
-    network, denoise, x_t, t = setting()
-
-    def unconditional(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
-        return denoise(0.9 * x_t, t, rows)
-
-    free = wrap(ClassifierFreeGuidance(3.0), network, denoise, unconditional=unconditional)
-    combined = wrap(sag(branch="unconditional"), network, free, unconditional=unconditional)(x_t, t)
-    alone = wrap(sag(), network, unconditional)(x_t, t) - unconditional(x_t, t)
-    torch.testing.assert_close(combined, free(x_t, t) + alone, rtol=0, atol=1e-12)
+    condition = {"shown": torch.tensor([0.1, -0.4], dtype=torch.float64).view(2, 1, 1, 1)}
+    _, denoiser, x_t, t = setting(condition=condition, null_condition={})
+    unconditional = denoiser.unconditional()
+    free = ClassifierFreeGuidance(3.0)
+    combined = guided(denoiser, free, sag(branch="unconditional"))(x_t, t)
+    alone = guided(unconditional, sag())(x_t, t) - unconditional(x_t, t)
+    torch.testing.assert_close(combined, guided(denoiser, free)(x_t, t) + alone, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match=r"ran 2 times in one estimate.*branch: unconditional"):
-        wrap(sag(), network, free, unconditional=unconditional)(x_t, t)
+        guided(denoiser, free, sag())(x_t, t)
 
 
 def test_classifier_free_guidance_extrapolates() -> None:
-    network, denoise, x_t, t = setting()
+    factors = torch.tensor([[0.3, 0.3], [0.0, 0.0]], dtype=torch.float64).view(2, 2, 1, 1, 1)
+    condition, null_condition = ({"factor": factor} for factor in factors)
+    _, denoiser, x_t, t = setting(
+        network=Times(), parameterization=Clean("time"), condition=condition, null_condition=null_condition
+    )
+    evaluated: list[Tensor] = []
+    denoiser.network.register_forward_hook(lambda module, inputs, output: evaluated.append(output))
 
-    def unconditional(x_t: Tensor, t: Tensor, rows: Tensor | None = None, /) -> Tensor:
-        return torch.zeros_like(x_t)
+    def at(scale: float) -> Tensor:
+        return guided(denoiser, ClassifierFreeGuidance(scale))(x_t, t)
 
-    def guided(scale: float) -> Denoise:
-        return wrap(ClassifierFreeGuidance(scale), network, denoise, unconditional=unconditional)
+    torch.testing.assert_close(at(2.5), 2.5 * denoiser(x_t, t))
+    assert at(0.0).abs().max() == 0
+    evaluated.clear()
+    assert torch.equal(at(1.0), denoiser(x_t, t)) and len(evaluated) == 2
 
-    torch.testing.assert_close(guided(2.5)(x_t, t), 2.5 * denoise(x_t, t))
-    assert guided(1.0) is denoise
-    assert guided(0.0)(x_t, t).abs().max() == 0
+
+def test_selected_samples_get_the_rows_of_the_whole_guided_estimate() -> None:
+    condition = {"shown": torch.tensor([0.1, -0.4, 0.7], dtype=torch.float64).view(3, 1, 1, 1)}
+    null_condition = {"shown": torch.tensor([-0.2, 0.3, 0.5], dtype=torch.float64).view(3, 1, 1, 1)}
+    process = DomainShift(Cosine(50), shift_steps=50)
+    x_t, anchor = torch.randn(2, 3, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = torch.tensor([0.5, 0.8, 0.3], dtype=torch.float64)
+    _, denoiser, _, _ = setting(
+        process=process,
+        anchor=anchor,
+        condition=condition,
+        null_condition=null_condition,
+        guidance=(ClassifierFreeGuidance(3.0), sag(branch="unconditional", t_range=(0.4, 1.0))),
+        bound=lambda x0: x0.clamp(-1.5, 1.5),
+    )
+    whole = denoiser(x_t, t)
+    for rows in ([2, 0], [1], [0, 1, 2]):
+        some = torch.tensor(rows)
+        torch.testing.assert_close(denoiser.select(some)(x_t[some], t[some]), whole[some], rtol=0, atol=1e-12)
+    # Each of what goes with the rows matters.
+    some, others = torch.tensor([0]), torch.tensor([1])
+    for field in ("anchor", "condition", "null_condition"):
+        mixed = replace(denoiser.select(some), **{field: getattr(denoiser.select(others), field)})
+        assert (mixed(x_t[some], t[some]) - whole[some]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("guidance", [ClassifierFreeGuidance(2.0), sag(branch="unconditional")])
@@ -207,9 +241,9 @@ def test_a_method_without_a_null_condition_is_refused(guidance: Guidance) -> Non
 
 
 def test_a_kernel_that_the_border_cannot_reflect_is_refused() -> None:
-    network, denoise, x_t, t = setting()
+    _, denoiser, x_t, t = setting()
     with pytest.raises(ValueError, match=r"blur kernel of 31 .* 12x12: set kernel to at most 23"):
-        wrap(sag(kernel=31), network, denoise)(x_t, t)
+        guided(denoiser, sag(kernel=31))(x_t, t)
     with pytest.raises(ValueError, match="odd side, got kernel: 4"):
         sag(kernel=4)
 
@@ -234,7 +268,7 @@ def test_networks_name_their_innermost_attention(size: int) -> None:
 
 def test_a_network_without_softmax_attention_is_offered_the_uniform_mask() -> None:
     network = SRDiffUNet(4, 8, [1, 2], 4, 3)
-    with pytest.raises(ValueError, match=r"SRDiffUNet has no softmax.*guidance\.init_args\.mask uniform"):
+    with pytest.raises(ValueError, match=r"SRDiffUNet has no softmax.*mask: uniform"):
         SelfAttentionGuidance("mid_attn").check(network, null_condition=False)
     SelfAttentionGuidance(mask="uniform").check(network, null_condition=False)
 
@@ -314,9 +348,8 @@ def test_windows_report_their_attention_in_the_place_of_their_pixels(
 
 
 def test_layers_are_left_as_they_were() -> None:
-    network, denoise, x_t, t = setting()
-    guided = wrap(sag(), network, denoise)
-    guided(x_t, t)
+    network, denoiser, x_t, t = setting()
+    guided(denoiser, sag())(x_t, t)
     assert not network.block[0]._forward_hooks
     with pytest.raises(RuntimeError, match="broken"), received_by(network.block[0]):
         raise RuntimeError("broken")
@@ -387,12 +420,11 @@ def test_processes_without_tables_are_guided_too() -> None:
         def std(self, t: Tensor) -> Tensor:
             return 5 * t
 
-        def fresh_std(self, t: Tensor, s: Tensor) -> Tensor:
-            return self.std(s)
+        def kept_and_fresh(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+            return 0 * s, self.std(s)
 
         def grid(self, steps: int) -> Tensor:
             return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
-    network, denoise, x_t, t = setting()
-    guided = wrap(sag(), network, denoise, process=Plain())(x_t, t)
-    assert (guided - denoise(x_t, t)).abs().max() > 0
+    _, denoiser, x_t, t = setting(process=Plain(), parameterization=Clean("time"))
+    assert (guided(denoiser, sag())(x_t, t) - denoiser(x_t, t)).abs().max() > 0

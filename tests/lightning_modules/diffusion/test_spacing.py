@@ -4,10 +4,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from lightning_modules.diffusion.relay import EDM
-from lightning_modules.diffusion.resshift import ResShift
+from lightning_modules.diffusion.edm import EDMProcess
+from lightning_modules.diffusion.process import Spacing, noise_to_signal
+from lightning_modules.diffusion.residual_shift import ResidualShift
 from lightning_modules.diffusion.schedules import Linear
-from lightning_modules.diffusion.spacing import Spacing, noise_to_signal, spaced
+from lightning_modules.diffusion.spacing import spaced
 from lightning_modules.diffusion.vp import VP
 
 T = 1000
@@ -52,8 +53,8 @@ def test_quadratic_visits_grow_with_the_square_of_time() -> None:
     )
 
 
-@pytest.mark.parametrize("process", [PROCESS, ResShift(15, 0.04)], ids=["vp", "resshift"])
-def test_karras_noise_is_even_in_its_seventh_root(process: VP | ResShift) -> None:
+@pytest.mark.parametrize("process", [PROCESS, ResidualShift(15, 0.04)], ids=["vp", "resshift"])
+def test_karras_noise_is_even_in_its_seventh_root(process: VP | ResidualShift) -> None:
     sigma = noise_to_signal(process, spaced(process, 9, "karras")[:-1])
     roots = sigma.pow(1 / 7).diff()
     torch.testing.assert_close(roots, roots.mean().expand(8), atol=0, rtol=1e-6)
@@ -62,14 +63,14 @@ def test_karras_noise_is_even_in_its_seventh_root(process: VP | ResShift) -> Non
 
 
 def test_edm_spaces_its_times_as_karras_did() -> None:
-    assert torch.equal(spaced(EDM(), 5, "karras"), EDM().grid(5))
-    sigma = noise_to_signal(EDM(), spaced(EDM(), 5, "karras")[:-1])
+    assert torch.equal(spaced(EDMProcess(), 5, "karras"), EDMProcess().grid(5))
+    sigma = noise_to_signal(EDMProcess(), spaced(EDMProcess(), 5, "karras")[:-1])
     roots = sigma.pow(1 / 7).diff()
     torch.testing.assert_close(roots, roots.mean().expand(4), atol=0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic"])
 def test_a_process_that_spaces_its_own_times_is_left_to_it(spacing: Spacing) -> None:
-    with pytest.raises(TypeError, match="EDM has none and spaces its times itself: leave spacing at trailing"):
-        spaced(EDM(), 5, spacing)
-    assert torch.equal(spaced(EDM(), 5, "trailing"), EDM().grid(5))
+    with pytest.raises(TypeError, match="EDMProcess has none and spaces its times itself: leave spacing at trailing"):
+        spaced(EDMProcess(), 5, spacing)
+    assert torch.equal(spaced(EDMProcess(), 5, "trailing"), EDMProcess().grid(5))

@@ -6,7 +6,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lightning_modules.metrics.ssim import ssim
+from lightning_modules.metrics.ssim import MSSSIM, ms_ssim, ssim
+from tests.lightning_modules.metrics import photographs
 
 
 @pytest.fixture
@@ -49,3 +50,17 @@ def test_equal_images_score_one_and_small_ones_are_refused(pair: tuple[Tensor, T
     assert ssim(pair[1], pair[1]).tolist() == pytest.approx([1, 1], abs=1e-12)
     with pytest.raises(ValueError, match="11 pixels on each side, got 20x10"):
         ssim(torch.zeros(1, 3, 10, 20), torch.zeros(1, 3, 10, 20))
+
+
+def test_ms_ssim_is_that_of_the_package_everyone_uses() -> None:
+    """Computed with pytorch-msssim 1.0.0, whose scales are these where no size is odd."""
+    sr, hr = photographs.pair()
+    assert ms_ssim(sr, hr).tolist() == pytest.approx([0.93331136, 0.91906276], abs=1e-5)
+    assert MSSSIM("rgb")(sr, hr).tolist() == ms_ssim(sr, hr).tolist()
+    assert ms_ssim(hr, hr).tolist() == pytest.approx([1, 1], abs=1e-12)
+
+
+def test_small_images_are_refused_by_ms_ssim() -> None:
+    assert ms_ssim(torch.ones(1, 1, 176, 191), torch.ones(1, 1, 176, 191)).tolist() == pytest.approx([1])
+    with pytest.raises(ValueError, match="176 pixels on each side, got 200x175"):
+        ms_ssim(torch.zeros(1, 1, 175, 200), torch.zeros(1, 1, 175, 200))

@@ -38,23 +38,3 @@ def test_features_are_one_map_a_block_and_the_trunk() -> None:
 def test_other_scales_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="scale=3"):
         RRDBNet(3)
-
-
-def test_the_public_names_of_real_esrgan_load_as_they_are() -> None:
-    source, target = (RRDBNet(4, nf=8, nb=2) for _ in range(2))
-    renamed = {}
-    for key, value in source.state_dict().items():
-        for ours, theirs in (
-            ("RRDB_trunk", "body"),
-            ("RDB", "rdb"),
-            ("trunk_conv", "conv_body"),
-            ("upconv", "conv_up"),
-        ):
-            key = key.replace(ours, theirs)
-        renamed[key.replace("HRconv", "conv_hr")] = value
-    assert {"body.1.rdb3.conv5.bias", "conv_up2.weight", "conv_hr.bias", "conv_first.bias"} < set(renamed)
-    target.load_state_dict(renamed)
-    for key, value in target.state_dict().items():
-        assert torch.equal(value, source.state_dict()[key])
-    with pytest.raises(RuntimeError, match=r"Missing.*RRDB_trunk\.1"):
-        target.load_state_dict({key: value for key, value in renamed.items() if "body.1.rdb1.conv1.bias" not in key})

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lightning_modules.diffusion.guidance import SelfAttentionGuidance
 from lightning_modules.networks.autoencoder import KLAutoencoder
 from lightning_modules.networks.sd21 import ControlledUNet, controlnet_for
-from lightning_modules.published_autoencoder import VQ_F4
+from lightning_modules.published.autoencoder import VQ_F4
 
 LEVELS = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
 UNET: dict[str, Any] = {"sample_size": 64, "in_channels": 4, "out_channels": 4, "cross_attention_dim": 1024}

@@ -1,0 +1,1 @@
+"""What is run before training: packing image files into shards, examining sets, previewing degradations."""

@@ -1,0 +1,62 @@
+"""Sets in shards, below a folder or a URL: what `lightning pack` wrote, or any WebDataset tars."""
+
+import os
+from typing import Any, ClassVar
+
+from datamodules.base import SRDataModule
+from datamodules.stream.shards import ShardSource, expand_braces, open_split
+from datamodules.stream.sources import ConcatSource, Source
+
+
+class ShardFolder(SRDataModule):
+    """A set packed by `lightning pack`; subclasses fix the names of well-known sets.
+
+    Args:
+        root: folder or URL of the shards and their `dataset.json`.
+        train: the set to train on, `{name}-{split}` as packed; several are joined by "+". Instead of a set, shards
+            themselves can be given, as paths or URLs with braces: "https://host/x-{000000..000015}.tar".
+        val: the set to validate on.
+        test: the set to test on; `val` by default.
+        options: those of `SRDataModule`.
+    """
+
+    prepare: ClassVar[str] = "lightning pack FOLDER {root} --name {name} --split {split}"
+
+    def __init__(
+        self,
+        root: str,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.root = os.path.expanduser(root).rstrip("/")
+        self.sets = {"train": train, "val": val, "test": test or val}
+
+    def source(self, split: str) -> Source:
+        """The shards of one split.
+
+        Raises:
+            FileNotFoundError: they do not exist; the message names the command that makes them.
+        """
+        sets = self.sets[split]
+        if sets is None:
+            raise FileNotFoundError(f"no {split} set: set {split} to the name of a packed set")
+
+        try:
+            if ".tar" in sets:
+                name = sets.rpartition("/")[2].partition("-")[0]
+                return ShardSource(expand_braces(os.path.expanduser(sets)), name)
+            return ConcatSource([open_split(self.root, wanted) for wanted in sets.split("+")])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{type(self).__name__} is not ready: {error}; prepare it with `{self._command(sets)}`, or train on "
+                "the bundled photographs with configs/data/photos.yaml"
+            ) from error
+
+    def _command(self, sets: str) -> str:
+        name, _, split = sets.partition("+")[0].rpartition("-")
+        family = name.partition("_")[0]
+        crop = self.train_crop.size
+        return self.prepare.format(root=self.root, name=name, split=split, family=family, crop=crop, scale=self.scale)

@@ -1,0 +1,119 @@
+"""Files behind URLs: downloaded to this machine once, completely, and checked."""
+
+import hashlib
+import logging
+import os
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import closing
+from functools import partial
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+from rich.progress import track
+from webdataset.gopen import gopen
+
+_log = logging.getLogger(__name__)
+_ATTEMPTS = 3
+_BLOCK = 1 << 20  # bytes
+
+
+def cache_folder() -> Path:
+    """Where bundled data sets and remote shards are kept: `$DIFFSR_CACHE`, else `diffsr` in the XDG cache folder."""
+    if "DIFFSR_CACHE" in os.environ:
+        return Path(os.environ["DIFFSR_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "diffsr"
+
+
+def is_remote(url: str) -> bool:
+    """Whether a file has to be fetched before it can be read."""
+    return "://" in url or url.startswith("pipe:")
+
+
+def fetch(url: str, cache: Path, timeout: float, digest: str | None = None) -> Path:
+    """Downloads a remote file into `cache`, once for all processes of this machine.
+
+    Args:
+        url: where it is.
+        cache: folder for it.
+        timeout: seconds without a byte after which an attempt has failed.
+        digest: its sha256, which is checked. The cached file is named by it, so that a set which was packed again
+            behind the same URL is downloaded again.
+
+    Raises:
+        OSError: there is no such file (HTTP 4xx), or it could not be fetched in three attempts.
+    """
+    name = urlsplit(url).path.rpartition("/")[2][-80:]
+    target = cache / f"{hashlib.sha256((digest or url).encode()).hexdigest()[:16]}-{name}"
+    if target.exists():
+        return target
+
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        return target if target.exists() else _download_in_attempts(url, target, timeout, digest)
+
+
+def read(url: str, timeout: float) -> bytes:
+    """The current content behind a URL, not cached; for small files that may change.
+
+    Raises:
+        OSError: see `fetch`.
+    """
+    with tempfile.TemporaryDirectory(prefix="diffsr-") as folder:
+        return _download_in_attempts(url, Path(folder) / "content", timeout).read_bytes()
+
+
+def _download_in_attempts(url: str, target: Path, timeout: float, digest: str | None = None) -> Path:
+    for attempt in range(_ATTEMPTS):
+        time.sleep(2.0**attempt - 1)  # 0, 1 and 3 seconds
+        try:
+            return download(url, target, timeout, digest)
+        except OSError as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                raise
+            _log.warning("%s: attempt %d of %d failed: %s", url, attempt + 1, _ATTEMPTS, error)
+            failure = error
+    raise OSError(f"{url}: not fetched in {_ATTEMPTS} attempts: {failure}")
+
+
+def download(url: str, target: Path, timeout: float, digest: str | None = None, *, shown: bool = False) -> Path:
+    """Writes what a URL holds to `target`, which appears when it is complete; with a progress bar if `shown`.
+
+    Raises:
+        OSError: there is no connection, no answer within `timeout` seconds, fewer bytes than announced, or a sha256
+            other than `digest`.
+    """
+    part = target.with_name(target.name + ".part")
+    sha256 = hashlib.sha256()
+    try:
+        with closing(_open(url, timeout)) as stream, part.open("wb") as file:
+            announced = stream.headers["Content-Length"] if isinstance(stream, HTTPResponse) else None
+            blocks = iter(partial(stream.read, _BLOCK), b"")
+            for block in track(blocks, target.name, int(announced or 0) // _BLOCK or None, disable=not shown):
+                file.write(block)
+                sha256.update(block)
+            if announced is not None and file.tell() != int(announced):
+                raise OSError(f"{url}: the connection closed after {file.tell()} of {announced} bytes")
+    except HTTPException as error:
+        raise OSError(f"{url}: {error!r}") from error
+
+    if digest is not None and sha256.hexdigest() != digest:
+        raise OSError(f"{url}: its sha256 is {sha256.hexdigest()}, not {digest}")
+    part.replace(target)
+    return target
+
+
+def _open(url: str, timeout: float) -> IO[bytes]:
+    if url.startswith(("http://", "https://")):
+        response: IO[bytes] = urllib.request.urlopen(url, timeout=timeout)
+        return response
+    try:
+        stream: IO[bytes] = gopen(url, "rb")
+    except ValueError as error:  # webdataset knows no such scheme, s3:// for one
+        raise OSError(f"{error}; give pipe:COMMAND, where COMMAND writes the file to its output") from error
+    return stream

@@ -1,0 +1,395 @@
+"""The one reader of configs: files and what they compose, a checkpoint's arguments, what is typed; and what they build.
+
+What binds least comes first: the defaults of the command (`configs/command/<command>.yaml`), the arguments that the
+checkpoint stored, the config files with everything they compose, single options.
+"""
+
+import warnings
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from pydoc import locate
+from typing import Any, cast
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_modules.checkpoint import CheckpointError, data_config, model_config, newest, read_checkpoint
+from lightning_modules.config_errors import ConfigError, Source, cause, explain, parse, with_option
+from lightning_modules.super_resolver import SuperResolver
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# "omegaconf+" resolves ${...} after all files are merged. An abbreviated option would pass by `take_option`.
+PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
+FOLDER = "datamodules.folder.Folder"
+WRITER = "callbacks.prediction_writer.PredictionWriter"
+RUNS = "trainer.logger.init_args"  # where an experiment's runs are: its save_dir and name
+
+
+# Files.
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A loader that refuses a key written twice, of which YAML would silently take the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """One mapping.
+
+        Raises:
+            ConfigError: a key stands in it twice.
+        """
+        first: dict[Any, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in first:
+                raise ConfigError(f"{line}: the key '{key.value}' is written twice, first in line {first[key.value]}")
+            first[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The content of one config file.
+
+    Raises:
+        ConfigError: the file is missing, is not valid YAML, holds no mapping, or has a key twice.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file")
+    try:
+        content = yaml.load(path.read_text(), Loader=_UniqueKeys)
+    except ConfigError as error:
+        raise ConfigError(f"{path}:{error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold `key: value` lines")
+    return content or {}
+
+
+def layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files that `path` composes, depth first, and itself last.
+
+    Raises:
+        ConfigError: a file cannot be read, or composes itself.
+    """
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: composes itself")
+    for below in read_yaml(path).get("compose") or []:
+        yield from layers(path.parent / below, (*seen, path.resolve()))
+    yield path
+
+
+# Command lines.
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What a command was given, read but not yet parsed.
+
+    Attributes:
+        command: Its name, such as "fit".
+        experiment: Name of the run's folder unless a file says otherwise.
+        files: Config files, least binding first; those before `stored` are the command's defaults.
+        defaults: How many of `files` are the command's defaults.
+        stored: What the checkpoint says of model and data; empty without one.
+        asked: What `--input` and `--output` say, as a config.
+        options: Single options as typed.
+        trained_scale: The scale that the checkpoint was trained for, if it says so.
+    """
+
+    command: str
+    experiment: str
+    files: list[Path]
+    defaults: int
+    stored: dict[str, Any]
+    asked: dict[str, Any]
+    options: list[str]
+    trained_scale: int | None
+
+    def flags(self) -> list[str]:
+        """What the parser is given after the command's name, least binding first."""
+        ordered: list[Path | dict[str, Any]] = [*self.files, self.asked]
+        ordered.insert(self.defaults, self.stored)
+        return [f"--experiment={self.experiment}", *config_flags(ordered), *self.options]
+
+
+def config_flags(ordered: Sequence[Path | Mapping[str, Any]]) -> list[str]:
+    """`--config` options for files and for contents that stand in no file; empty ones are left out."""
+    contents = [str(layer) if isinstance(layer, Path) else yaml.safe_dump(dict(layer)) for layer in ordered if layer]
+    return [f"--config={content}" for content in contents]
+
+
+def take_option(arguments: list[str], *names: str) -> list[str]:
+    """Removes `--name value` and `--name=value` from `arguments`; returns the values.
+
+    Raises:
+        ConfigError: a value is missing or empty, as that of an unset variable is.
+    """
+    values, rest, remaining = [], [], iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        if name not in names:
+            rest.append(argument)
+            continue
+        value = value if equals else next(remaining, "")
+        if not value:
+            raise ConfigError(f"{name} is empty")
+        values.append(value)
+    arguments[:] = rest
+    return values
+
+
+def read_command_line(arguments: Sequence[str]) -> CommandLine:
+    """Reads all that a command line names: config files, and the checkpoint, once.
+
+    Args:
+        arguments: The command's name and what follows it.
+
+    Raises:
+        ConfigError: a file cannot be read, or an option has no value.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    command, options = arguments[0], list(arguments[1:])
+    configs = [Path(path).expanduser() for path in take_option(options, "--config", "-c")]
+    asked = _asked_config(take_option(options, "--input"), take_option(options, "--output"))
+    default = CONFIGS / "command" / f"{command}.yaml"
+    defaults = list(layers(default)) if default.is_file() else []
+    files = [*defaults, *(layer for config in configs for layer in layers(config))]
+
+    experiment = configs[0].stem if configs else command
+    given = _Given([read_yaml(file) for file in files], options)
+    path = _checkpoint_path(given, experiment)
+    stored: dict[str, Any] = {}
+    scale = None
+    if path is not None:
+        checkpoint = read_checkpoint(path, weights=False)
+        stored = stored_config(checkpoint, path, command, given.class_path("data"))
+        scale = data_config(checkpoint).get("scale")
+    take_option(options, "--ckpt_path")
+    if path is not None:
+        options.append(f"--ckpt_path={path}")
+    return CommandLine(command, experiment, files, len(defaults), stored, asked, options, scale)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The contents of config files, and options, before they are merged."""
+
+    contents: list[dict[str, Any]]
+    options: list[str]
+
+    def last(self, key: str) -> Any:
+        """The most binding value of a dotted key, None where there is none."""
+        typed = take_option(list(self.options), f"--{key}")
+        if typed:
+            return typed[-1]
+        for content in reversed(self.contents):
+            value: Any = content
+            for name in key.split("."):
+                value = value.get(name) if isinstance(value, dict) else None
+            if value is not None:
+                return value
+        return None
+
+    def class_path(self, key: str) -> str | None:
+        """The class that a part was said to be of."""
+        value = self.last(f"{key}.class_path") or self.last(key)
+        return value if isinstance(value, str) else None
+
+
+def _checkpoint_path(given: _Given, experiment: str) -> str | None:
+    """The checkpoint that `ckpt_path` names; "last" and "best" are looked for below the experiment's folder."""
+    path = given.last("ckpt_path")
+    if path in (None, "null"):
+        return None
+    if path not in ("last", "best"):
+        return str(Path(path).expanduser())
+    base = _Given([read_yaml(CONFIGS / "base.yaml"), *given.contents], given.options)
+    name = base.last(f"{RUNS}.name")
+    if name is None or "${" in name:  # base.yaml refers to the experiment
+        name = given.last("experiment") or experiment
+    found = newest(Path(base.last(f"{RUNS}.save_dir")).expanduser() / name, path)
+    rank_zero_info(f"--ckpt_path {path}: {found}")
+    return str(found)
+
+
+def stored_config(checkpoint: Mapping[str, Any], path: str, command: str, data: str | None) -> dict[str, Any]:
+    """What a checkpoint says of model and data.
+
+    Args:
+        checkpoint: Its content.
+        path: Where it was read, for messages.
+        command: The command it is read for. Images to enlarge are the user's, whatever it was trained on.
+        data: The class of data that is asked for, if any. Of other data than the checkpoint's own only how images are
+            enlarged is taken over, which belongs to the model.
+    """
+    stored: dict[str, Any] = {"model": without_defaults(model_config(checkpoint, path))}
+    arguments = data_config(checkpoint)
+    trained_on = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")
+    if command == "predict" or data not in (None, trained_on):
+        arguments = {key: arguments[key] for key in ("scale", "up_kernel") if key in arguments}
+        trained_on = data or FOLDER
+        if "scale" in arguments and trained_on == FOLDER:
+            arguments["crop"] = arguments["scale"]  # nothing is cropped, but 160 is no multiple of 3
+    if trained_on is not None:
+        stored["data"] = {"class_path": trained_on, "init_args": arguments}
+    return stored
+
+
+def without_defaults(part: Any) -> Any:
+    """A stored description without what its constructors default to.
+
+    A checkpoint stores every argument; of these jsonargparse hands on to a class named later whichever fit it, so that
+    `--model.init_args.sampler DDIM` would take over Ancestral's eta of 1.
+    """
+    if not isinstance(part, Mapping):
+        return part
+    if not isinstance(part.get("class_path"), str) or "init_args" not in part:
+        return {name: without_defaults(value) for name, value in part.items()}
+    constructor: Any = locate(part["class_path"])
+    usual = signature(constructor).parameters if constructor else {}  # what is missing, the parser says
+    given = {
+        name: without_defaults(value)
+        for name, value in part["init_args"].items()
+        if name not in usual or usual[name].default != value
+    }
+    return {**part, "init_args": given}
+
+
+def _asked_config(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, Any]:
+    """What `--input` and `--output` say, as a config.
+
+    Raises:
+        ConfigError: there are several outputs.
+    """
+    if len(outputs) > 1:
+        raise ConfigError(f"--output is given {len(outputs)} times; results go to one folder")
+    config: dict[str, Any] = {}
+    if inputs:
+        images = inputs[0] if len(inputs) == 1 else list(inputs)
+        config["data"] = {"class_path": FOLDER, "init_args": {"predict": images}}
+    if outputs:
+        writer = {"class_path": WRITER, "init_args": {"folder": outputs[0]}}
+        config["trainer"] = {"callbacks": [writer]}
+    return config
+
+
+# Building.
+
+
+def build(config: Mapping[str, Any], source: str | Path) -> SuperResolver:
+    """The method that `{"class_path": ..., "init_args": ...}` describes, with fresh weights.
+
+    Raises:
+        CheckpointError: the description does not fit the installed classes.
+    """
+    parser = ArgumentParser(**PARSER)
+    parser.add_subclass_arguments(SuperResolver, "model")
+    try:
+        parsed = parser.parse_object({"model": dict(config)})
+    except (ArgumentError, TypeError, ValueError) as error:
+        reason = explain(str(error), Source())
+        raise CheckpointError(f"{source}: describes a model that cannot be built here: {reason}") from error
+    try:
+        with warnings.catch_warnings():  # of modules among the hyper-parameters: what is rebuilt stores none
+            warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")
+            model: SuperResolver = parser.instantiate(parsed).model
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: describes a model that cannot be built here: {cause(error)}") from error
+    return model
+
+
+def configured_model(path: str | Path) -> tuple[SuperResolver, dict[str, Any]]:
+    """The model that a config file describes, with fresh weights, and the resolved config itself.
+
+    Raises:
+        ConfigError: a file cannot be read or composed, or has a key that is unknown or a value that does not fit.
+        CheckpointError: the model cannot be built.
+    """
+    parser = ArgumentParser(**PARSER)
+    parser.add_argument("--config", action="config")
+    for passed_over in ("compose", "experiment", "seed_everything", "trainer", "ckpt_path", "weights_only"):
+        parser.add_argument(f"--{passed_over}", type=Any)
+    parser.add_subclass_arguments(SuperResolver, "model")
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    files, known = list(layers(Path(path))), list(parser.get_defaults().keys())
+    config: dict[str, Any] = parse(parser, config_flags(files), Source(files, known=known)).as_dict()
+    if config["model"] is None:
+        raise ConfigError(f"{path}: describes no model; give an experiment, such as configs/srdiff.yaml")
+    # Parsing it once more would turn the dictionaries inside of its lists into objects.
+    return build(deepcopy(config["model"]), path), config
+
+
+def build_part(
+    part: type, key: str, ordered: Sequence[Path | Mapping[str, Any]], options: Sequence[str]
+) -> tuple[Any, Namespace]:
+    """One part of an experiment, without the rest.
+
+    Args:
+        part: Its base class.
+        key: Its place, such as `data.init_args.degradation`.
+        ordered: Config files, read with what they compose, and contents of such files, least binding first.
+        options: Single options, `--KEY=VALUE`, of the part or beside it.
+
+    Returns:
+        The part, None where the config has none; and the plain values beside it, which it may refer to.
+
+    Raises:
+        ConfigError: a file cannot be read, a key is unknown, or a value does not fit.
+    """
+    room, name = key.rsplit(".", 1)
+    files: list[Path] = []
+    contents: list[dict[str, Any]] = []
+    for layer in ordered:
+        below = list(layers(layer)) if isinstance(layer, Path) else []
+        files += below
+        contents += [read_yaml(file) for file in below] or [dict(cast(Mapping[str, Any], layer))]
+    beside = [_plain(_Given([content], []).last(room) or {}, name) for content in contents]
+
+    parser = ArgumentParser(**PARSER)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(part, key)
+    for sibling in sorted({sibling for values in beside for sibling in values} - {name}):
+        parser.add_argument(f"--{room}.{sibling}", type=Any)
+    flags = config_flags([_nested(room, values) for values in beside])
+    config = parse(parser, [*flags, *options], Source(files, list(options)))
+    try:
+        return parser.instantiate(config)[key], config[room]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(with_option(cause(error), config)) from error
+
+
+def _plain(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The entry `name`, and of the others those that refer to nothing."""
+    return {key: value for key, value in values.items() if key == name or "${" not in str(value)}
+
+
+def _nested(key: str, values: dict[str, Any]) -> dict[str, Any]:
+    """`{"data": {"init_args": values}}` for "data.init_args"; empty where there are none."""
+    for name in reversed(key.split(".") if values else []):
+        values = {name: values}
+    return values
+
+
+def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperResolver:
+    """The trained method of a checkpoint, in eval mode, ready for `super_resolve`.
+
+    The one way to load a method without the command line: `load_from_checkpoint`, called on a base class, builds the
+    base class.
+
+    Raises:
+        CheckpointError: the file is absent, damaged, unsafe, of another project, or its weights do not fit.
+    """
+    checkpoint = read_checkpoint(path)
+    model = build(model_config(checkpoint, path), path)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return model.eval().to(device)

@@ -1,0 +1,70 @@
+"""Frozen models of diffusers and transformers, with every weight read from the hub or from a folder of its layout."""
+
+from typing import Any
+
+
+def frozen(architecture: Any, weights: str, *, subfolder: str = "", option: str) -> Any:
+    """A pretrained model in evaluation mode, in float32, whose parameters take no gradient.
+
+    Args:
+        architecture: A model class of diffusers or transformers.
+        weights: Hub id, or a folder.
+        subfolder: Where in it the model lies, `unet` for instance.
+        option: The option that sets `weights`, for error messages.
+
+    Raises:
+        FileNotFoundError: files are missing and cannot be downloaded; they are named.
+        ValueError: the folder holds another class, a damaged file, or only a part of the weights.
+    """
+    from safetensors import SafetensorError
+
+    place = f"{weights}/{subfolder}" if subfolder else weights
+    name = architecture.__name__
+    # With diffusers' default of True it warns where accelerate, which that way of loading needs, is not installed.
+    options = {"low_cpu_mem_usage": False} if is_diffusers(architecture) else {}
+
+    try:
+        found = stored_class(architecture, weights, subfolder)
+        if found != name:
+            raise ValueError(f"{place}/config.json describes a {found}, where {option} needs a {name}")
+        model, report = architecture.from_pretrained(
+            weights, subfolder=subfolder, use_safetensors=True, output_loading_info=True, **options
+        )
+    except OSError as error:
+        raise FileNotFoundError(missing_files(architecture, place, option)) from error
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{place} cannot be read as a {name}: {str(error).splitlines()[0]}") from error
+
+    # Both libraries only warn of these, and leave such weights at random values.
+    if wrong := sorted([*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]):
+        raise ValueError(
+            f"{place} lacks {len(wrong)} weights of the {name} that its config.json describes, such as {wrong[0]}: "
+            "the download or copy is partial"
+        )
+    return model.float().eval().requires_grad_(False)
+
+
+def is_diffusers(architecture: Any) -> bool:
+    """Whether a model class is of diffusers, not of transformers."""
+    return hasattr(architecture, "load_config")
+
+
+def stored_class(architecture: Any, weights: str, subfolder: str) -> str | None:
+    """The class that `config.json` names; None where it names none."""
+    if is_diffusers(architecture):
+        return str(architecture.load_config(weights, subfolder=subfolder).get("_class_name"))
+
+    config, _ = architecture.config_class.get_config_dict(weights, subfolder=subfolder)
+    if not config:  # transformers returns an empty one where the file is missing
+        raise FileNotFoundError(f"{weights}/{subfolder}/config.json")
+    return next(iter(config.get("architectures") or []), None)
+
+
+def missing_files(architecture: Any, place: str, option: str) -> str:
+    """What to do about weights that are missing, as an error message says it."""
+    stem = "diffusion_pytorch_model" if is_diffusers(architecture) else "model"
+    return (
+        f"{place}: no {architecture.__name__} is there: expected config.json and {stem}.safetensors, in a folder or "
+        "the hub's cache, and they cannot be downloaded. Download them on a machine with a network (hf download ID "
+        f"--local-dir FOLDER) and give the folder as {option}"
+    )

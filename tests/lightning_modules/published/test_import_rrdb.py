@@ -1,0 +1,66 @@
+"""Published RRDB networks, under SRDiff's names and under BasicSR's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_modules.checkpoint import CheckpointError, load_network
+from lightning_modules.networks.rrdb import RRDBNet
+from lightning_modules.published import basicsr_names
+from lightning_modules.published.importing import import_weights
+from lightning_modules.rrdb import RRDBRegressor
+
+
+def real_esrgan(network: RRDBNet) -> dict[str, Tensor]:
+    """Its state dict under the names of Real-ESRGAN's public files."""
+    renamed = {}
+    for key, value in network.state_dict().items():
+        for ours, theirs in (
+            ("RRDB_trunk", "body"),
+            ("RDB", "rdb"),
+            ("trunk_conv", "conv_body"),
+            ("upconv", "conv_up"),
+        ):
+            key = key.replace(ours, theirs)
+        renamed[key.replace("HRconv", "conv_hr")] = value
+    return renamed
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(actual[key], value), key
+
+
+def test_a_part_reads_the_public_names_of_real_esrgan(tmp_path: Path) -> None:
+    source, target = (RRDBNet(4, nf=8, nb=2) for _ in range(2))
+    published = real_esrgan(source)
+    assert {"body.1.rdb3.conv5.bias", "conv_up2.weight", "conv_hr.bias", "conv_first.bias"} < set(published)
+    torch.save({"params_ema": published}, tmp_path / "RealESRNet.pth")
+    load_network(target, tmp_path / "RealESRNet.pth")
+    assert_same(target.state_dict(), source.state_dict())
+
+    torch.save({key: published[key] for key in published if key != "body.1.rdb1.conv1.bias"}, tmp_path / "partial.pth")
+    with pytest.raises(CheckpointError, match=r"partial\.pth: .*Missing.*RRDB_trunk\.1\.RDB1\.conv1\.bias"):
+        load_network(target, tmp_path / "partial.pth")
+
+
+def test_our_own_names_stay_as_they_are() -> None:
+    state = RRDBNet(2, nf=8, nb=1).state_dict()
+    assert_same(basicsr_names.rrdb(state), state)
+
+
+@pytest.mark.parametrize("basicsr", [False, True])
+def test_published_weights_are_imported_whole(tmp_path: Path, basicsr: bool) -> None:
+    source, target = RRDBNet(4, nf=8, nb=2), RRDBRegressor(RRDBNet(4, nf=8, nb=2))
+    torch.save(real_esrgan(source) if basicsr else source.state_dict(), tmp_path / "rrdb.pth")
+    import_weights(target, tmp_path / "rrdb.pth")
+    assert_same(target.network.state_dict(), source.state_dict())
+
+
+def test_weights_of_another_configuration_are_refused(tmp_path: Path) -> None:
+    torch.save(RRDBNet(4, nf=8, nb=2).state_dict(), tmp_path / "rrdb.pth")
+    with pytest.raises(CheckpointError, match=r"rrdb\.pth: the weights do not fit RRDBRegressor.*RRDB_trunk\.1"):
+        import_weights(RRDBRegressor(RRDBNet(4, nf=8, nb=1)), tmp_path / "rrdb.pth")
