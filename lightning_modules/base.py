@@ -351,7 +351,7 @@ class DiffusionModule(SuperResolver):
         if stored is not None and stored.shape[-2:] != (height, width):
             raise ValueError(
                 f"{name}: the attention map is {stored.shape[-1]}x{stored.shape[-2]} pixels and the enlarged image "
-                f"{width}x{height}; make the maps from these images with configs/attend.yaml"
+                f"{width}x{height}; make the maps from these images with configs/command/attend.yaml"
             )
         size = height // self.space.factor, width // self.space.factor
         scale = height // batch["lr"].shape[-2]
