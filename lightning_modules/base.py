@@ -334,9 +334,9 @@ class DiffusionModule(SuperResolver):
             self.log("test/never_diffused", self.never_diffused)
 
     def on_predict_epoch_end(self) -> None:
-        """Says what validation logs."""
+        """Says what validation logs, of this process's images: another may have none, and would not be here."""
         if self.region is not None:
-            share = self.never_diffused.compute().item()
+            share = float(self.never_diffused.mean_value) / float(self.never_diffused.weight)
             self.never_diffused.reset()
             rank_zero_info(f"never diffused: {share:.2%} of the pixels, which are the enlarged images as they came")
 
