@@ -37,6 +37,7 @@ class ControlledUNet(nn.Module):
     """
 
     stride = 8
+    global_statistics = True  # of its GroupNorms, and its attention
     conditioning = "index"
     middle_attention = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
     text: Tensor
