@@ -3,8 +3,10 @@
     python benchmarks/flow_vs_sr3/compare.py --train bsds400 --test set5 --steps 1000
 
 Equal steps of equal networks take equal minutes, whatever else the machine does. The flow starts from the enlarged
-image with noise of deviation 0.2; SR3 starts from noise. A run whose checkpoint exists is not repeated. Each test image is
-enlarged with 1, 5, 20 and 100 network evaluations; PSNR and SSIM on Y (border 4, 8 bits) are written beside bicubic's.
+image with noise of deviation 0.2; SR3 starts from noise. A run whose checkpoint exists is not repeated.
+
+Each test image is enlarged with 1, 5, 20 and 100 network evaluations; PSNR and SSIM on Y (border 4, 8 bits) are written
+beside bicubic's.
 """
 
 import argparse
