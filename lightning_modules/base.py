@@ -380,13 +380,25 @@ def check_label(network: nn.Module, parameterization: Parameterization) -> None:
 
 
 def configure(
-    module: nn.Module, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
+    module: SuperResolver, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
 ) -> OptimizerLRScheduler:
-    """An optimizer over the module's trainable parameters, and a scheduler that counts steps."""
+    """An optimizer over the module's trainable parameters, and a scheduler that counts steps.
+
+    Raises:
+        ValueError: the scheduler ends before training does.
+    """
     built = optimizer(parameter for parameter in module.parameters() if parameter.requires_grad)
     if lr_scheduler is None:
         return built
-    return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}
+
+    scheduler = lr_scheduler(built)
+    last, trainer = getattr(scheduler, "total_steps", None), module._trainer
+    if last is not None and trainer is not None and last < trainer.max_steps:
+        raise ValueError(
+            f"lr_scheduler: {type(scheduler).__name__} ends at total_steps: {last}, but training goes on to max_steps: "
+            f"{trainer.max_steps}; set --model.init_args.lr_scheduler.init_args.total_steps {trainer.max_steps}"
+        )
+    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def in_memory_format(module: Module, memory_format: torch.memory_format) -> Module:
