@@ -8,6 +8,9 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.nn.functional import pad
@@ -15,6 +18,7 @@ from torch.nn.functional import pad
 from datamodules.batch import Batch
 from lightning_modules.diffusion.randomness import seed_training_step, seeded
 from lightning_modules.diffusion.samplers import Sampler
+from lightning_modules.resuming import reconfigure
 
 
 class SuperResolver(LightningModule, ABC):
@@ -27,8 +31,12 @@ class SuperResolver(LightningModule, ABC):
         draws: Number of images sampled for each input in prediction.
         keeps_frozen: Names of frozen sub-modules that checkpoints hold all the same, because their weights have no
             other source.
+        optimizer: From trainable parameters to an optimizer.
+        lr_scheduler: From an optimizer to a scheduler, stepped each training step; None for a constant rate.
     """
 
+    optimizer: OptimizerCallable
+    lr_scheduler: LRSchedulerCallable | None = None
     draws: int = 1
     keeps_frozen: tuple[str, ...] = ()
 
@@ -149,16 +157,26 @@ class SuperResolver(LightningModule, ABC):
             checkpoint["state_dict"].pop(key, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that the checkpoint holds this method.
+        """Checks that the checkpoint holds this method; changed arguments of optimizer and scheduler beat the stored.
 
         Raises:
-            ValueError: the checkpoint was written by another class.
+            ValueError: the checkpoint was written by another class, or training cannot go on from it as configured.
         """
         # Checkpoints of models built in Python have no class path, and are checked by their tensors alone.
         written_by = checkpoint.get("hyper_parameters", {}).get("_class_path")
         own = f"{type(self).__module__}.{type(self).__qualname__}"
         if written_by is not None and written_by != own:
             raise ValueError(f"the checkpoint holds {written_by}, but the configured model is {own}")
+
+        # A model that was built in Python has stored no arguments that could be compared.
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING or written_by is None:
+            return
+        if "optimizer_states" not in checkpoint:
+            raise ValueError(
+                f"{self._trainer.ckpt_path}: holds weights alone, without the state of a training run that could go on"
+            )
+        for change in reconfigure(checkpoint, self.hparams, self.optimizer, self.lr_scheduler):
+            rank_zero_info(f"--ckpt_path: {change}")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads the weights; `strict` has no effect.

@@ -308,6 +308,22 @@ def test_a_policy_sampler_refuses_the_checkpoint_of_another_method(base: Any) ->
         PolicySampler("none.ckpt")
 
 
+def test_training_can_start_from_a_policy(trained: tuple[SkipDiff, str], base: Any, tmp_path: Path) -> None:
+    model, path = trained
+    begun = skipdiff(base("image", "other.ckpt"), policy_weights=path)
+    train(begun, "image", 0, tmp_path)
+    for name, value in model.policy.state_dict().items():
+        assert torch.equal(begun.policy.state_dict()[name], value), name
+
+    larger = skipdiff(base("image"), policy=small_policy(hidden=16), policy_weights=path)
+    with pytest.raises(CheckpointError, match=r"policy\.ckpt: does not fit the policy as configured: .*size mismatch"):
+        train(larger, "image", 0, tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"none\.ckpt: no such checkpoint; .* as --model.init_args.policy_weights"
+    ):
+        train(skipdiff(base("image"), policy_weights="none.ckpt"), "image", 0, tmp_path)
+
+
 def test_another_base_is_refused(trained: tuple[SkipDiff, str], base: Any, tmp_path: Path) -> None:
     model, path = trained
     other = base("both", "other.ckpt", shift=1.0)
