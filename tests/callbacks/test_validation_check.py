@@ -39,9 +39,7 @@ def train(folder: Path, model: Any, size: int) -> Any:
 
 def test_an_image_below_the_network_is_named_before_the_first_step(tmp_path: Path) -> None:
     train(tmp_path, Coarse(), 32)
-    with pytest.raises(
-        ValueError, match=r"val/small: 40x14 pixels are too few to .*: the network needs 16"
-    ):
+    with pytest.raises(ValueError, match=r"val/small: 40x14 pixels are too few to .*: the network needs 16"):
         train(tmp_path, Coarse(), 14)
 
 
