@@ -7,25 +7,29 @@ from warnings import warn
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torchmetrics import MeanMetric
 
 from datamodules.batch import Batch
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.guidance import Guidance
 from lightning_modules.diffusion.parameterization import Noised, Parameterization
-from lightning_modules.diffusion.process import Process, expand, table_time
+from lightning_modules.diffusion.process import Process, expand
 from lightning_modules.diffusion.randomness import KeyedNoise
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Space
 from lightning_modules.diffusion.tiling import Tiles
 from lightning_modules.diffusion.yoda import YODA, Fill
-from lightning_modules.super_resolver import SuperResolver
+from lightning_modules.super_resolver import SuperResolver, pad_to_stride
 
 Module = TypeVar("Module", bound=nn.Module)
 
 LARGE = 2048 * 2048  # pixels of an enlarged image, above which prediction recommends tiles
 TILE = 512  # pixels a side that it recommends
+SURPRISING = 0.01  # share of the pixels that YODA left as they were, above which a warning is given
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,9 @@ class DiffusionModule(SuperResolver):
     Lightning's `setup`, which loads what is needed before training.
 
     Args:
-        network: `forward(x [B,C,h,w], label [B], **condition) -> [B,C,h,w]`, with an int attribute `stride`, and an
-            attribute `conditioning` that says which `label` of the parameterization it expects.
+        network: `forward(x [B,C,h,w], label [B], **condition) -> [B,C,h,w]`, with an int attribute `stride`, an
+            attribute `conditioning` that says which `label` of the parameterization it expects, and an attribute
+            `global_statistics` that is true where it normalises or attends over the whole state.
         process: The forward process.
         parameterization: What the network reads and writes.
         space: Where diffusion runs.
@@ -74,7 +79,7 @@ class DiffusionModule(SuperResolver):
         overlap: Overlap of neighbouring tiles, in pixels of the enlarged image.
 
     Raises:
-        ValueError: `draws` is below 1, the tiles do not fit the network, network and parameterization disagree on what
+        ValueError: `draws` is below 1, tiles do not fit the network, network and parameterization disagree on what
             tells the time, or `condition_on` is given to a method that decides itself.
     """
 
@@ -117,6 +122,10 @@ class DiffusionModule(SuperResolver):
         has_null = type(self).null_condition is not DiffusionModule.null_condition
         for correction in self.guidance:
             correction.check(network, null_condition=has_null)
+        if region is not None:
+            region.check(network, tiled=tile is not None, compiled=compile)
+        self.never_diffused = MeanMetric()  # share of the pixels, over the images of an evaluation
+        self._warned_of_waiting = False
         if compile:
             self.network.compile()
 
@@ -180,8 +189,8 @@ class DiffusionModule(SuperResolver):
         noised = self.noised(batch, anchor)
         shown, mask = noised.x_t, None
         if self.region is not None:
-            attention = self._attention(self.region, batch, noised.x0)
-            mask = self.region.mask(attention, table_time(self.process, noised.t))
+            attention = self._attention(self.region, batch)
+            mask = self.region.mask(attention, self.process.run_share(noised.t))
             shown = self.region.training_input(self.process, noised, mask)
 
         output = self.denoiser(self.condition(batch, anchor), anchor).output(shown, noised.t)
@@ -264,12 +273,22 @@ class DiffusionModule(SuperResolver):
             **fields,
         )
 
-    def prepare(self, batch: Batch) -> tuple[Batch, Denoiser, KeyedNoise, Fill | None]:
+    def prepare(self, batch: Batch, sampler: Sampler | None = None) -> tuple[Batch, Denoiser, KeyedNoise, Fill | None]:
         """All that a sampler needs for a batch: the batch with its start image, denoiser, noise, and YODA's fill.
 
         Conditions are computed here, once.
+
+        Args:
+            batch: Images whose sides are multiples of `stride`.
+            sampler: Which it is, where it replaces the configured one.
         """
         batch, anchor = self.anchored(batch)
+        activity = fill = None
+        if self.region is not None:
+            attention = self._attention(self.region, batch)
+            activity = self.region.activity(self.process, attention, (sampler or self.sampler).grid(self.process))
+            noise = KeyedNoise.of(batch["key"], "region", self.device)
+            fill = self.region.fill(self.process, anchor, activity, noise)
         denoiser = self.denoiser(
             self.condition(batch, anchor),
             anchor,
@@ -277,25 +296,76 @@ class DiffusionModule(SuperResolver):
             guidance=tuple(self.guidance),
             bound=self.space.bound,
             tiles=self.tiles,
+            activity=activity,
         )
-        fill = None
-        if self.region is not None:
-            noise = KeyedNoise.of(batch["key"], "region", self.device)
-            fill = self.region.fill(self.process, anchor, self._attention(self.region, batch, anchor), noise)
         return batch, denoiser, KeyedNoise.of(batch["key"], "sampler", self.device), fill
 
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
         """Samples a state from the anchor and decodes it."""
-        batch, denoiser, randn, fill = self.prepare(batch)
-        return self.decode((sampler or self.sampler)(denoiser, randn, fill), batch)
+        sampler = sampler or self.sampler
+        batch, denoiser, randn, fill = self.prepare(batch, sampler)
+        state = sampler(denoiser, randn, fill)
+        if fill is not None:
+            self._note_waiting(fill.never_diffused, batch)
+        return self.decode(state, batch)
 
-    def _attention(self, region: YODA, batch: Batch, state: Tensor) -> Tensor:
-        """The map on the state's grid, `[B,1,h,w]`."""
-        return region.attend(batch["lr"], size=(state.shape[-2], state.shape[-1]), stored=batch.get("attention"))
+    def _note_waiting(self, never_diffused: Tensor, batch: Batch) -> None:
+        """Keeps the shares of pixels `[B]` that stayed as they were; warns of the first surprising one."""
+        self.never_diffused.update(never_diffused)
+        if self._warned_of_waiting or never_diffused.max() <= SURPRISING:
+            return
+        self._warned_of_waiting = True
+        warn(
+            f"{batch['key'][int(never_diffused.argmax())]}: {never_diffused.max().item():.1%} of the pixels never "
+            "diffused and are the enlarged image as it came, for attention plus lower_bound stays below the share of "
+            "the run that the last step takes: use more steps, a larger region.init_args.lower_bound, or "
+            "region.init_args.whole_end true",
+            stacklevel=2,
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the share of the pixels that YODA's mask never let diffuse."""
+        if self.region is not None:
+            self.log("val/never_diffused", self.never_diffused)
+
+    def on_test_epoch_end(self) -> None:
+        """As `on_validation_epoch_end`."""
+        if self.region is not None:
+            self.log("test/never_diffused", self.never_diffused)
+
+    def on_predict_epoch_end(self) -> None:
+        """Says what validation logs, of this process's images: another may have none, and would not be here."""
+        if self.region is not None:
+            share = float(self.never_diffused.mean_value) / float(self.never_diffused.weight)
+            self.never_diffused.reset()
+            rank_zero_info(f"never diffused: {share:.2%} of the pixels, which are the enlarged images as they came")
+
+    def _attention(self, region: YODA, batch: Batch) -> Tensor:
+        """The map on the grid of the states, `[B,1,h,w]`.
+
+        Raises:
+            ValueError: the batch carries a map of another size, or the region's tiles do not fit the images.
+        """
+        height, width = batch["up"].shape[-2:]
+        name, stored = batch["key"][0], batch.get("attention")
+        if stored is not None and stored.shape[-2:] != (height, width):
+            raise ValueError(
+                f"{name}: the attention map is {stored.shape[-1]}x{stored.shape[-2]} pixels and the enlarged image "
+                f"{width}x{height}; make the maps from these images with configs/command/attend.yaml"
+            )
+        size = height // self.space.factor, width // self.space.factor
+        scale = height // batch["lr"].shape[-2]
+        region.check_image(name=name, size=size, scale=scale, factor=self.space.factor)
+        return region.attend(batch["lr"], size=size, stored=stored)
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """The attention map, and its mask at a few times, where a region is set."""
-        return {} if self.region is None else self.region.preview(self._attention(self.region, batch, batch["up"]))
+        if self.region is None:
+            return {}
+        attention = self._attention(self.region, pad_to_stride(batch, self.stride))
+        enlarged = interpolate(attention, scale_factor=float(self.space.factor), mode="nearest")
+        height, width = batch["up"].shape[-2:]
+        return self.region.preview(enlarged[..., :height, :width])
 
 
 def check_label(network: nn.Module, parameterization: Parameterization) -> None:

@@ -12,7 +12,7 @@ from lightning_modules.diffusion.color_fix import ColorFix, fix_color
 from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.networks.rrdb import RRDBNet
-from lightning_modules.networks.sd21 import OPTION, ControlledUNet
+from lightning_modules.networks.sd21 import ControlledUNet
 
 RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases"
 
@@ -107,6 +107,6 @@ def check_predicts_noise(weights: str) -> None:
     predicted = scheduler.get("prediction_type", "epsilon")
     if predicted != "epsilon":
         raise ValueError(
-            f"{weights}/scheduler: the prediction_type of these weights is {predicted}, but DoSSR needs weights that "
-            f"predict noise (epsilon), such as stable-diffusion-2-1-base: give those as {OPTION}"
+            f"weights: {weights}/scheduler: the prediction_type of these weights is {predicted}, but DoSSR needs "
+            "weights that predict noise (epsilon), such as stable-diffusion-2-1-base: give those as `weights`"
         )

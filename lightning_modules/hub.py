@@ -2,15 +2,19 @@
 
 from typing import Any
 
+DOWNLOAD = (
+    "They cannot be downloaded: do that on a machine with a network (hf download ID --local-dir FOLDER) and give the "
+    "folder instead"
+)
 
-def frozen(architecture: Any, weights: str, *, subfolder: str = "", option: str) -> Any:
+
+def frozen(architecture: Any, weights: str, *, subfolder: str = "") -> Any:
     """A pretrained model in evaluation mode, in float32, whose parameters take no gradient.
 
     Args:
         architecture: A model class of diffusers or transformers.
         weights: Hub id, or a folder.
         subfolder: Where in it the model lies, `unet` for instance.
-        option: The option that sets `weights`, for error messages.
 
     Raises:
         FileNotFoundError: files are missing and cannot be downloaded; they are named.
@@ -26,20 +30,20 @@ def frozen(architecture: Any, weights: str, *, subfolder: str = "", option: str)
     try:
         found = stored_class(architecture, weights, subfolder)
         if found != name:
-            raise ValueError(f"{place}/config.json describes a {found}, where {option} needs a {name}")
+            raise ValueError(f"weights: {place}/config.json describes a {found}, where a {name} is needed")
         model, report = architecture.from_pretrained(
             weights, subfolder=subfolder, use_safetensors=True, output_loading_info=True, **options
         )
     except OSError as error:
-        raise FileNotFoundError(missing_files(architecture, place, option)) from error
+        raise FileNotFoundError(missing_files(architecture, place)) from error
     except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{place} cannot be read as a {name}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"weights: {place} cannot be read as a {name}: {str(error).splitlines()[0]}") from error
 
     # Both libraries only warn of these, and leave such weights at random values.
     if wrong := sorted([*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]):
         raise ValueError(
-            f"{place} lacks {len(wrong)} weights of the {name} that its config.json describes, such as {wrong[0]}: "
-            "the download or copy is partial"
+            f"weights: {place} lacks {len(wrong)} weights of the {name} that its config.json describes, such as "
+            f"{wrong[0]}: the download or copy is partial"
         )
     return model.float().eval().requires_grad_(False)
 
@@ -60,11 +64,10 @@ def stored_class(architecture: Any, weights: str, subfolder: str) -> str | None:
     return next(iter(config.get("architectures") or []), None)
 
 
-def missing_files(architecture: Any, place: str, option: str) -> str:
+def missing_files(architecture: Any, place: str) -> str:
     """What to do about weights that are missing, as an error message says it."""
     stem = "diffusion_pytorch_model" if is_diffusers(architecture) else "model"
     return (
-        f"{place}: no {architecture.__name__} is there: expected config.json and {stem}.safetensors, in a folder or "
-        "the hub's cache, and they cannot be downloaded. Download them on a machine with a network (hf download ID "
-        f"--local-dir FOLDER) and give the folder as {option}"
+        f"weights: {place}: no {architecture.__name__} is there: expected config.json and {stem}.safetensors, in a "
+        f"folder or the hub's cache. {DOWNLOAD}"
     )

@@ -291,6 +291,8 @@ class SkipDiff(SuperResolver):
             self.table.print()
 
     def _log_decisions(self, stage: str) -> None:
+        if self.base.region is not None:
+            self.log(f"{stage}/never_diffused", self.base.never_diffused)
         for name, value in self.decisions.summary(self.plan).items():
             self.log(f"{stage}/{name}", value, sync_dist=True)
 

@@ -284,11 +284,9 @@ def pretrained(architecture: Any, weights: str, **options: Any) -> Any:
         model, report = architecture.from_pretrained(weights, output_loading_info=True, **options)
     except OSError as error:
         raise FileNotFoundError(
-            f"the weights {weights} of the attention map are neither in the hub's cache nor a complete folder, and "
-            "cannot be downloaded. Download them on a machine with a network and give their folder as "
-            "--model.init_args.region.init_args.attention.init_args.weights (configs/command/attend.yaml: "
-            "--model.init_args.attention.init_args.weights), or choose a map that needs no weights: Sobel, Canny, "
-            "ScaleSpace or Constant of lightning_modules.networks.attention_maps"
+            f"weights: {weights} of the attention map are neither in the hub's cache nor a complete folder, and cannot "
+            "be downloaded. Download them on a machine with a network and give their folder instead, or choose a map "
+            "that needs no weights: Sobel, Canny, ScaleSpace or Constant"
         ) from error
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{weights} cannot be read as a {architecture.__name__}: {error}") from error

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from lightning_modules.hub import frozen
 
-OPTION = "--model.init_args.space.init_args.autoencoder.init_args.weights"
 CONVERTER = "lightning import autoencoder_vq_f4.pth --autoencoder --out FOLDER"
 
 
@@ -41,7 +40,7 @@ class KLAutoencoder(Frozen):
         super().__init__()
         from diffusers import AutoencoderKL  # takes seconds to import
 
-        self.model = frozen(AutoencoderKL, weights, subfolder=subfolder, option=OPTION)
+        self.model = frozen(AutoencoderKL, weights, subfolder=subfolder)
         self.factor = 2 ** (len(self.model.config.block_out_channels) - 1)
         self.scale: float = self.model.config.scaling_factor
 
@@ -93,7 +92,7 @@ class VQAutoencoder(Frozen):
         from diffusers import VQModel  # takes seconds to import
 
         try:
-            self.model = frozen(VQModel, weights, subfolder=subfolder, option=OPTION)
+            self.model = frozen(VQModel, weights, subfolder=subfolder)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}. To make the folder from ResShift's public file: {CONVERTER}") from error
         self.factor, self.scale = 2 ** (len(self.model.config.block_out_channels) - 1), scale

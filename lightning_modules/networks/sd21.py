@@ -5,9 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.hub import frozen, missing_files
+from lightning_modules.hub import DOWNLOAD, frozen
 
-OPTION = "--model.init_args.network.init_args.weights"
 BFLOAT16 = 1e-2  # relative difference of weights that were stored in bfloat16
 
 
@@ -38,6 +37,7 @@ class ControlledUNet(nn.Module):
     """
 
     stride = 8
+    global_statistics = True  # of its GroupNorms, and its attention
     conditioning = "index"
     middle_attention = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
     text: Tensor
@@ -54,7 +54,7 @@ class ControlledUNet(nn.Module):
         from diffusers import UNet2DConditionModel  # takes seconds to import
 
         self.weights = weights
-        self.unet = frozen(UNet2DConditionModel, weights, subfolder="unet", option=OPTION)
+        self.unet = frozen(UNet2DConditionModel, weights, subfolder="unet")
         self.controlnet = controlnet_for(self.unet)
 
         if gradient_checkpointing:
@@ -126,7 +126,7 @@ def text_encoder(weights: str) -> Any:
     """The frozen `CLIPTextModel` in `weights`."""
     from transformers import CLIPTextModel
 
-    return frozen(CLIPTextModel, weights, subfolder="text_encoder", option=OPTION)
+    return frozen(CLIPTextModel, weights, subfolder="text_encoder")
 
 
 def embed(prompts: list[str], weights: str) -> Tensor:
@@ -136,15 +136,14 @@ def embed(prompts: list[str], weights: str) -> Tensor:
         FileNotFoundError: encoder or tokenizer are missing and cannot be downloaded.
         ValueError: encoder and tokenizer do not fit each other.
     """
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
     encoder = text_encoder(weights)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(weights, subfolder="tokenizer")
     except (OSError, TypeError) as error:
         raise FileNotFoundError(
-            f"{weights}/tokenizer: expected vocab.json, merges.txt and tokenizer_config.json. "
-            + missing_files(CLIPTextModel, f"{weights}/text_encoder", OPTION)
+            f"weights: {weights}/tokenizer: expected vocab.json, merges.txt and tokenizer_config.json. {DOWNLOAD}"
         ) from error
 
     if len(tokenizer) != encoder.config.vocab_size:
@@ -177,5 +176,5 @@ def check_signature(module: nn.Module, state: dict[str, Any], prefix: str, *unus
     if not torch.allclose(stored.to(own), own, rtol=BFLOAT16, atol=1e-5):
         raise ValueError(
             "this ControlNet was trained for another base: the weights of the Stable Diffusion UNet differ; give the "
-            f"base that it was trained for as {OPTION}"
+            "base that it was trained for as the network's `weights`"
         )

@@ -181,6 +181,7 @@ class SRDiffUNet(nn.Module):
 
         self.channels = channels
         self.stride = 2 ** (len(channel_mults) - 1)
+        self.global_statistics = attention
         widths = [channels * mult for mult in channel_mults]
 
         used = encoder_channels * ((encoder_blocks + 1) // 3)

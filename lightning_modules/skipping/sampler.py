@@ -277,7 +277,7 @@ class FineSteps:
         if not isinstance(self.randn, KeyedNoise):
             raise TypeError("only noise of KeyedNoise can be drawn again")
         after_step = None if self.after_step is None else self.after_step.fork()
-        return type(self)(self.skip, self.times, self.entry, self.denoiser, self.randn.fork(), after_step)
+        return type(self)(self.skip, self.times, self.entry, self.denoiser.fork(), self.randn.fork(), after_step)
 
     def __call__(self, x: Tensor, level: Tensor, decision: int, run: Tensor) -> tuple[Tensor, Tensor]:
         """One step for the images that run.
