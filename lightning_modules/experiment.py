@@ -25,6 +25,7 @@ from lightning_modules.checkpoint_io import WholeCheckpointIO
 from lightning_modules.cluster import processes, under_slurm
 from lightning_modules.config import PARSER, CommandLine, read_command_line
 from lightning_modules.config_errors import ConfigError, Source, cause, parse, with_option
+from lightning_modules.look_ahead import lacking
 from lightning_modules.run_log import RunLog
 from lightning_modules.super_resolver import SuperResolver
 from lightning_modules.whole_file import whole_file
@@ -153,11 +154,12 @@ class CLI(LightningCLI):
         """Nothing: the checkpoint's arguments were the first layer, so that all others beat them."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuses data of another scale than the checkpoint was trained for, and sets `checkpoint_every`.
+        """Refuses data of another scale than the checkpoint's, sets `checkpoint_every`, looks ahead for what is missing.
 
         Raises:
             CheckpointError: the scales disagree.
-            ConfigError: nothing writes checkpoints by steps.
+            ConfigError: nothing writes checkpoints by steps; or this machine lacks something that the experiment needs,
+                all of which is listed.
         """
         config, trained = self.config[self.config.subcommand], self.line.trained_scale
         scale = config.get("data.init_args.scale")
@@ -167,6 +169,14 @@ class CLI(LightningCLI):
             )
         if config.get("checkpoint_every") is not None:
             set_checkpoint_every(config.trainer.callbacks, config.checkpoint_every)
+
+        splits = {"fit": ["train", "val"], "validate": ["val"]}.get(self.line.command, [self.line.command])
+        if config.trainer.limit_val_batches == 0:
+            splits = [split for split in splits if split != "val"]
+        fresh = self.line.command == "fit" and config.ckpt_path is None
+        problems = lacking(config.as_dict(), splits=splits, fresh=fresh)
+        if problems:
+            raise ConfigError("this machine lacks what the experiment needs:\n  " + "\n  ".join(problems))
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer.
