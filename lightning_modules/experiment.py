@@ -154,7 +154,7 @@ class CLI(LightningCLI):
         """Nothing: the checkpoint's arguments were the first layer, so that all others beat them."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuses data of another scale than the checkpoint's, sets `checkpoint_every`, looks ahead for what is missing.
+        """Refuses data of another scale than the checkpoint's, sets `checkpoint_every`, looks ahead for what lacks.
 
         Raises:
             CheckpointError: the scales disagree.
