@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
@@ -144,7 +144,8 @@ class Interruptions(Checkpoint):
             return  # gradients are still being accumulated
         self._step, self._changing = trainer.global_step, False
         self._loops = deepcopy(trainer.fit_loop.state_dict())
-        self._data = trainer.datamodule.state_dict() if trainer.datamodule is not None else {}
+        data = data_module(trainer)
+        self._data = {} if data is None else data.state_dict()
         self._log_row(trainer)
         self._obey(trainer, pl_module)
 
@@ -179,7 +180,7 @@ class Interruptions(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that the validation of this step is complete."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._validated = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+            self._validated = batches_done(trainer)
             self._due = False
 
     # The end.
@@ -255,8 +256,8 @@ class Interruptions(Checkpoint):
         if self._loops is None or self._step != trainer.global_step:
             return
         checkpoint["loops"]["fit_loop"] = deepcopy(self._loops)
-        if trainer.datamodule is not None and self._data:
-            checkpoint[type(trainer.datamodule).__qualname__] = dict(self._data)
+        if self._data:
+            checkpoint[type(data_module(trainer)).__qualname__] = dict(self._data)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Tells the trainer of a validation that is due, which it would otherwise leave out."""
@@ -266,8 +267,7 @@ class Interruptions(Checkpoint):
             return
         loops = checkpoint["loops"]["fit_loop"]
         self._loops = deepcopy(loops)
-        if trainer.datamodule is not None:
-            self._data = dict(checkpoint.get(type(trainer.datamodule).__qualname__, {}))
+        self._data = dict(checkpoint.get(type(data_module(trainer)).__qualname__, {}))
         self._newest = self._loaded = (checkpoint["global_step"], state["validated"])
 
         done = loops["epoch_loop.batch_progress"]["total"]["processed"]
@@ -281,10 +281,40 @@ class Interruptions(Checkpoint):
             loops["epoch_loop.val_loop.batch_progress"] |= {"total": dict(begun), "current": dict(begun)}
 
 
+class KillAfter(Checkpoint):
+    """Kills the run after a step, as a power failure would; for `--verify_resume`.
+
+    Args:
+        step: The number of steps that are done then.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Sends SIGKILL to this process."""
+        if trainer.global_step >= self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
     """What writes a run's checkpoints; none in a `fast_dev_run`."""
     found = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    return [] if trainer.fast_dev_run else found
+    return [] if getattr(trainer, "fast_dev_run", False) else found
+
+
+def data_module(trainer: Trainer) -> LightningDataModule | None:
+    """The trainer's data module, if it has one."""
+    found: LightningDataModule | None = getattr(trainer, "datamodule", None)
+    return found
+
+
+def batches_done(trainer: Trainer) -> int:
+    """The batches that were trained in all epochs."""
+    total = trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]
+    return int(total["processed"])
 
 
 def last_path(trainer: Trainer) -> Path | None:

@@ -36,4 +36,6 @@ class ValidationCheck(Callback):
             )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ImageMetrics):
-                callback.check_size(batch["hr"], getattr(trainer.datamodule, "scale", 1), batch["key"][0])
+                callback.check_size(
+                    batch["hr"], getattr(getattr(trainer, "datamodule", None), "scale", 1), batch["key"][0]
+                )

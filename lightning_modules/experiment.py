@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -23,18 +23,19 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_modules.checkpoint import CheckpointError
 from lightning_modules.checkpoint_io import WholeCheckpointIO
 from lightning_modules.cluster import processes, under_slurm
-from lightning_modules.config import PARSER, CommandLine, read_command_line
+from lightning_modules.config import PARSER, CommandLine, read_command_line, take_option
 from lightning_modules.config_errors import ConfigError, Source, cause, parse, with_option
 from lightning_modules.look_ahead import lacking
 from lightning_modules.run_log import RunLog
 from lightning_modules.super_resolver import SuperResolver
+from lightning_modules.verify_resume import verify
 from lightning_modules.whole_file import whole_file
 
 WANDB_ID = "wandb_id.txt"  # in the run's folder: the id of its W&B run
 DESCRIPTIONS = {
     "fit": "Trains a method: --config EXPERIMENT.yaml, further --config files laid over it, single options. With "
     "--ckpt_path a run goes on; `last` is the newest last.ckpt of the experiment, `best` its best by the monitored "
-    "metric.",
+    "metric. --verify_resume N trains N steps twice, once with a kill amid them, and compares.",
     "validate": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on its validation data.",
     "test": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on test data, such as --config "
     "configs/data/set5.yaml.",
@@ -280,22 +281,29 @@ def run(arguments: Sequence[str]) -> CLI:
     return CLI(read_command_line(arguments))
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs one command line for a user at a terminal.
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command line for a user at a terminal; returns the exit code.
 
     Raises:
         ConfigError: Lightning refuses the configuration.
     """
     quieten()
+    command, *options = arguments
+    steps = take_option(options, "--verify_resume") if command == "fit" else []
+    if steps:
+        return verify(options, steps[-1])
     try:
         run(arguments)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+    return 0
 
 
 def quieten() -> None:
     """Drops messages of libraries that no user of this command can act upon."""
     for message in (
+        "The `srun` command is available on your system but is not used",
+        "Checkpoint directory",  # of a run that goes on in its folder
         "`isinstance(treespec",
         "Precision bf16-mixed is not supported by the model summary",
         "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",

@@ -43,7 +43,7 @@ class RunLog(CSVLogger):
     def version(self) -> int | str:
         """The name of the run's folder; an int n stands for `version_<n>`."""
         if self._version is None:
-            self._version = self._new_folder() if rank_zero_only.rank == 0 else self._get_next_version()
+            self._version = self._new_folder() if is_first() else self._get_next_version()
         return self._version
 
     def _new_folder(self) -> int:
@@ -64,7 +64,7 @@ class RunLog(CSVLogger):
         Raises:
             ValueError: another process is training in this folder.
         """
-        if rank_zero_only.rank == 0 and self._experiment is None:
+        if is_first() and self._experiment is None:
             folder = Path(self.log_dir)
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(folder)
@@ -74,7 +74,7 @@ class RunLog(CSVLogger):
 
     def keep_until(self, step: int) -> None:
         """Drops the lines of later steps, which the run is about to repeat."""
-        if rank_zero_only.rank == 0:
+        if is_first():
             cast(_Table, self.experiment).keep_until(step)
 
     def give_up(self) -> None:
@@ -161,6 +161,11 @@ class _Table(ExperimentWriter):
         text = io.StringIO(newline="")
         csv.DictWriter(text, self.metrics_keys).writerows(lines)
         return text.getvalue().encode()
+
+
+def is_first() -> bool:
+    """Whether this is the first of all processes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _locked(folder: Path) -> io.TextIOWrapper:

@@ -107,7 +107,8 @@ class PolicyDecider(Decider):
         if self.draws is None:
             return logits.argmax(dim=-1)
         uniform = torch.special.ndtr(self.draws(torch.empty(len(logits), device=logits.device)))
-        return (uniform < logits.softmax(dim=-1)[:, SKIP]).long()
+        skips: Tensor = uniform < logits.softmax(dim=-1)[:, SKIP]
+        return skips.long()
 
     def evaluation(self) -> Evaluation:
         """Log-probabilities, entropies and values of the recorded decisions, `[K,B]` each."""
