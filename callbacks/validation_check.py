@@ -34,8 +34,7 @@ class ValidationCheck(Callback):
                 f"{', '.join(batch['key'])}: {width}x{height} pixels are too few to validate with: the network needs "
                 f"{smallest} on each side; leave the image out"
             )
+        scale = getattr(getattr(trainer, "datamodule", None), "scale", 1)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ImageMetrics):
-                callback.check_size(
-                    batch["hr"], getattr(getattr(trainer, "datamodule", None), "scale", 1), batch["key"][0]
-                )
+                callback.check_size(batch["hr"], scale, batch["key"][0])

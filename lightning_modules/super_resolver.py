@@ -108,7 +108,7 @@ class SuperResolver(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds the random numbers of the step, see `seed_training_step`."""
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        done = cast(Any, self.trainer.fit_loop.epoch_loop.batch_progress.total).processed
         seed_training_step(rank=self.global_rank, batches=done)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:

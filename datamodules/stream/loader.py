@@ -111,8 +111,8 @@ def explain(message: str) -> str | None:
         )
     if re.search(r"DataLoader worker .*(exited|killed)", message):
         return (
-            f"{first.rstrip('. ')}. If it was killed, the machine's memory was probably full (`dmesg` says so): use fewer "
-            "workers or smaller batches, --data.init_args.num_workers or --data.init_args.batch_size"
+            f"{first.rstrip('. ')}. If it was killed, the machine's memory was probably full (`dmesg` says so): use "
+            "fewer workers or smaller batches, --data.init_args.num_workers or --data.init_args.batch_size"
         )
     if "Too many open files" in message:
         return f"{first}: raise the limit with `ulimit -n 65536`, or lower --data.init_args.num_workers"
