@@ -4,21 +4,23 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from datamodules.batch import Batch
 from lightning_modules.diffusion.randomness import seed_training_step, seeded
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.resuming import reconfigure
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class SuperResolver(LightningModule, ABC):
@@ -105,6 +107,26 @@ class SuperResolver(LightningModule, ABC):
             )
         with torch.no_grad(), seeded(batch["key"]):
             yield pad_to_stride(batch, self.stride)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The configured optimizer over the trainable parameters; its scheduler counts steps.
+
+        Raises:
+            ValueError: the scheduler ends before training does.
+        """
+        built = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        if self.lr_scheduler is None:
+            return built
+
+        scheduler = self.lr_scheduler(built)
+        last, trainer = getattr(scheduler, "total_steps", None), self._trainer
+        if last is not None and trainer is not None and last < trainer.max_steps:
+            raise ValueError(
+                f"lr_scheduler: {type(scheduler).__name__} ends at total_steps: {last}, but training goes on to "
+                f"max_steps: {trainer.max_steps}; set --model.init_args.lr_scheduler.init_args.total_steps "
+                f"{trainer.max_steps}"
+            )
+        return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds the random numbers of the step, see `seed_training_step`."""
@@ -241,3 +263,9 @@ def _pad(image: Tensor, below: int, right: int) -> Tensor:
     height, width = image.shape[-2:]
     mode = "reflect" if below < height and right < width else "replicate"
     return pad(image, (0, right, 0, below), mode=mode)
+
+
+def in_memory_format(module: Module, memory_format: torch.memory_format) -> Module:
+    """The same module, with the weights of its convolutions converted to a memory format."""
+    # The stub of Module.to lacks the overload that takes a memory format alone.
+    return cast(Module, module.to(memory_format=memory_format))  # type: ignore[call-overload]
