@@ -3,6 +3,7 @@
 import logging
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,27 @@ class SRDataModule(LightningDataModule, ABC):
                 raise ValueError(f"{name}: {size} is not a multiple of scale {self.scale}")
         if self.degradation.scale != self.scale:
             raise ValueError(f"degradation: its scale is {self.degradation.scale}, but the data's is {self.scale}")
+
+    @classmethod
+    def missing(cls, arguments: Mapping[str, Any], *, splits: Collection[str], **_: Any) -> str | None:
+        """What of the splits that will be read is not on this machine, and how to get it; None where all is there.
+
+        Sets at URLs are not looked at. What else is wrong with the arguments is said when the data are built.
+        """
+        if any("://" in str(value) for value in arguments.values()):
+            return None
+        try:
+            data = cls(**{**arguments, "degradation": None})
+            for split in splits:
+                if split == "predict":
+                    data.predict_dataloader()
+                else:
+                    data._samples(split)
+        except FileNotFoundError as error:
+            return str(error)
+        except ValueError:
+            return None
+        return None
 
     @abstractmethod
     def source(self, split: str) -> Source:

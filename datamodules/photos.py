@@ -1,6 +1,6 @@
 """The colour photographs that ship inside scikit-image: real images on any machine, without a network."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,11 @@ class Photos(SRDataModule):
         self.tile_size = tile_size
         base = Path(root).expanduser() if root else cache_folder() / "photos"
         self.folder = base / f"{version('scikit-image')}-{tile_size}"
+
+    @classmethod
+    def missing(cls, arguments: Mapping[str, Any], **_: Any) -> str | None:
+        """Nothing is: `prepare_data` writes the shards."""
+        return None
 
     def prepare_data(self) -> None:
         """Writes the shards unless they exist."""

@@ -30,6 +30,11 @@ def asking_for(what: str, option: str) -> Iterator[None]:
         raise CheckpointError(f"{error}; give {what} as {option}") from error
 
 
+def no_file(path: str, what: str, option: str) -> str | None:
+    """What to do about a file that a part needs and that is not there; None where it is."""
+    return None if Path(path).is_file() else f"{path}: no such checkpoint; give {what} as {option}"
+
+
 def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
     """Reads a `.ckpt`, `.pth` or `.safetensors` file without executing anything stored in it.
 

@@ -1,5 +1,6 @@
 """DoSSR: diffusion whose mean shifts from the clean to the degraded image, where sampling starts (arXiv:2409.17778)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import asking_for, load_network
+from lightning_modules.checkpoint import asking_for, load_network, no_file
 from lightning_modules.diffusion.color_fix import ColorFix, fix_color
 from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
@@ -15,7 +16,7 @@ from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.sd21 import ControlledUNet
 from lightning_modules.super_resolver import in_memory_format
 
-RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases"
+RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases", "--model.init_args.restorer_weights"
 
 
 class DoSSR(DiffusionModule):
@@ -52,10 +53,15 @@ class DoSSRStableDiffusion(DiffusionModule):
     ) -> None:
         super().__init__(**diffusion)
         check_predicts_noise(self.network.weights)
-        with asking_for(RESTORER, "--model.init_args.restorer_weights"):
+        with asking_for(*RESTORER):
             load_network(restorer, restorer_weights)
         self.restorer = in_memory_format(restorer, self.memory_format).requires_grad_(False)
         self.color_fix = color_fix
+
+    @classmethod
+    def missing(cls, arguments: Mapping[str, Any], **_: Any) -> str | None:
+        """See `look_ahead.Part.missing`: the restorer's weights."""
+        return no_file(arguments["restorer_weights"], *RESTORER)
 
     @torch.no_grad()
     def start_image(self, batch: Batch) -> Tensor:

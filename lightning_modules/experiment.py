@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_modules.checkpoint import CheckpointError
 from lightning_modules.config import PARSER, CommandLine, read_command_line
 from lightning_modules.config_errors import ConfigError, Source, cause, parse, with_option
+from lightning_modules.look_ahead import lacking
 from lightning_modules.super_resolver import SuperResolver
 
 DESCRIPTIONS = {
@@ -133,10 +134,11 @@ class CLI(LightningCLI):
         """Nothing: the checkpoint's arguments were the first layer, so that all others beat them."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuses data of another scale than the checkpoint was trained for.
+        """Refuses data of another scale than the checkpoint was trained for, and looks ahead for what is missing.
 
         Raises:
             CheckpointError: the scales disagree.
+            ConfigError: this machine lacks something that the experiment needs; all of it is listed.
         """
         config, trained = self.config[self.config.subcommand], self.line.trained_scale
         scale = config.get("data.init_args.scale")
@@ -144,6 +146,14 @@ class CLI(LightningCLI):
             raise CheckpointError(
                 f"{config.ckpt_path}: was trained for x{trained}, but the data is configured for x{scale}"
             )
+
+        splits = {"fit": ["train", "val"], "validate": ["val"]}.get(self.line.command, [self.line.command])
+        if config.trainer.limit_val_batches == 0:
+            splits = [split for split in splits if split != "val"]
+        fresh = self.line.command == "fit" and config.ckpt_path is None
+        problems = lacking(config.as_dict(), splits=splits, fresh=fresh)
+        if problems:
+            raise ConfigError("this machine lacks what the experiment needs:\n  " + "\n  ".join(problems))
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer.

@@ -1,6 +1,64 @@
 """Frozen models of diffusers and transformers, with every weight read from the hub or from a folder of its layout."""
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+
+def place_of(weights: str, subfolder: str = "") -> Literal["folder", "cache", "hub", "nowhere"]:
+    """Where weights are, found out without a network: a folder, the hub's cache, perhaps the hub; or nowhere.
+
+    What can only be a folder is not looked for on the hub: a path that begins with `.`, `~` or `/`, that has more than
+    two parts, or whose first part is a folder here. Nothing can be downloaded with `HF_HUB_OFFLINE=1`.
+
+    Args:
+        weights: Hub id, or a folder.
+        subfolder: Where in it the model lies.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    parts = Path(weights).parts
+    if Path(weights).is_dir():
+        return "folder"
+    if weights.startswith((".", "~", "/")) or len(parts) > 2 or Path(parts[0]).is_dir():
+        return "nowhere"
+    try:
+        cached = try_to_load_from_cache(weights, f"{subfolder}/config.json" if subfolder else "config.json")
+    except HFValidationError:
+        return "nowhere"
+    if isinstance(cached, str):
+        return "cache"
+    return "nowhere" if constants.HF_HUB_OFFLINE else "hub"
+
+
+class HubWeights:
+    """A part with an argument `weights`, a hub id or a folder, and perhaps a `subfolder`: what it lacks, told ahead.
+
+    Attributes:
+        subfolder: Where its model lies in the folder, unless the argument says so.
+    """
+
+    subfolder: str = ""
+
+    @classmethod
+    @abstractmethod
+    def absent(cls, weights: str, subfolder: str) -> str:
+        """What to do about weights that are missing, as an error message says it."""
+
+    @classmethod
+    def missing(cls, arguments: Mapping[str, Any], **_: Any) -> str | None:
+        """See `look_ahead.Part.missing`."""
+        weights, subfolder = arguments["weights"], arguments.get("subfolder", cls.subfolder)
+        return cls.absent(weights, subfolder) if place_of(weights, subfolder) == "nowhere" else None
+
+    @classmethod
+    def downloads(cls, arguments: Mapping[str, Any]) -> str | None:
+        """See `look_ahead.Part.downloads`."""
+        weights, subfolder = arguments["weights"], arguments.get("subfolder", cls.subfolder)
+        return f"{weights} of the hub" if place_of(weights, subfolder) == "hub" else None
+
 
 DOWNLOAD = (
     "They cannot be downloaded: do that on a machine with a network (hf download ID --local-dir FOLDER) and give the "
@@ -27,6 +85,8 @@ def frozen(architecture: Any, weights: str, *, subfolder: str = "") -> Any:
     # With diffusers' default of True it warns where accelerate, which that way of loading needs, is not installed.
     options = {"low_cpu_mem_usage": False} if is_diffusers(architecture) else {}
 
+    if place_of(weights, subfolder) == "nowhere":
+        raise FileNotFoundError(missing_files(architecture, place))
     try:
         found = stored_class(architecture, weights, subfolder)
         if found != name:

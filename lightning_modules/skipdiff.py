@@ -15,11 +15,11 @@ from lightning_modules.checkpoint import CheckpointError, asking_for, first_mism
 from lightning_modules.config import load_method
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.skipping.policy import SkipPolicy
-from lightning_modules.skipping.policy_sampler import stored_policy, weights_of
 from lightning_modules.skipping.ppo import Evaluation, Loss, Objective
 from lightning_modules.skipping.reward import Reward
 from lightning_modules.skipping.rollouts import Episodes, Rollouts
 from lightning_modules.skipping.sampler import PolicyDecider, Skip, SkipSampler
+from lightning_modules.skipping.stored_policy import stored_policy, weights_of
 from lightning_modules.skipping.table import Decisions, SkipTable
 from lightning_modules.super_resolver import SuperResolver
 
@@ -128,7 +128,7 @@ class SkipDiff(SuperResolver):
         if stage != "fit" or self.policy_weights is None or self.trainer.ckpt_path is not None:
             return
         with asking_for(*START):
-            _, state = stored_policy(self.policy_weights)
+            _, state = stored_policy(self.policy_weights, f"{SkipDiff.__module__}.{SkipDiff.__qualname__}")
         try:
             self.policy.load_state_dict(weights_of(state))
         except RuntimeError as error:

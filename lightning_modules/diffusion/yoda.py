@@ -304,8 +304,8 @@ class NeverDiffused(MeanMetric):
         self._warned = True
         warn(
             f"{keys[int(shares.argmax())]}: {shares.max().item():.1%} of the pixels never diffused and are the "
-            "enlarged image as it came, for attention plus lower_bound stays below the share of the run that the last step "
-            "takes: use more steps, a larger region.init_args.lower_bound, or region.init_args.whole_end true",
+            "enlarged image as it came, for attention plus lower_bound stays below the share of the run that the last "
+            "step takes: use more steps, a larger region.init_args.lower_bound, or region.init_args.whole_end true",
             stacklevel=2,
         )
 

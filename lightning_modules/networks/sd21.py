@@ -5,12 +5,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.hub import DOWNLOAD, frozen
+from lightning_modules.hub import DOWNLOAD, HubWeights, frozen, missing_files
 
 BFLOAT16 = 1e-2  # relative difference of weights that were stored in bfloat16
 
 
-class ControlledUNet(nn.Module):
+class ControlledUNet(HubWeights, nn.Module):
     """A frozen Stable Diffusion UNet, steered by a trainable copy of its encoder (ControlNet, arXiv:2302.05543).
 
     The copy sees the degraded image's latent beside the state, on 4 further channels. The weights of these start at
@@ -39,6 +39,7 @@ class ControlledUNet(nn.Module):
     stride = 8
     global_statistics = True  # of its GroupNorms, and its attention
     conditioning = "index"
+    subfolder = "unet"
     middle_attention = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
     text: Tensor
     empty_text: Tensor
@@ -72,6 +73,13 @@ class ControlledUNet(nn.Module):
         self.register_buffer("empty_text", empty_text, persistent=False)
         self.register_buffer("signature", signature(self.unet))
         self.register_load_state_dict_pre_hook(check_signature)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def absent(cls, weights: str, subfolder: str) -> str:
+        """See `HubWeights.absent`."""
+        from diffusers import UNet2DConditionModel
+
+        return missing_files(UNet2DConditionModel, f"{weights}/{subfolder}")
 
     def train(self, mode: bool = True) -> "ControlledUNet":
         """Sets the mode of the ControlNet; the UNet stays in evaluation mode."""

@@ -6,34 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_modules.checkpoint import CheckpointError, asking_for, model_config, no_file, read_checkpoint
+from lightning_modules.checkpoint import asking_for, no_file
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.randomness import Randn
 from lightning_modules.diffusion.samplers import AfterStep
 from lightning_modules.skipping.policy import SkipPolicy
 from lightning_modules.skipping.sampler import PolicyDecider, SkipSampler
+from lightning_modules.skipping.stored_policy import stored_policy, weights_of
 
 POLICY = "a policy that SkipDiff trained", "--model.init_args.sampler.init_args.checkpoint"
 SKIPDIFF = "lightning_modules.skipdiff.SkipDiff"
-
-
-def stored_policy(checkpoint: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Arguments and state dict of a checkpoint of `SkipDiff`.
-
-    Raises:
-        CheckpointError: the checkpoint is unusable, or holds another method.
-    """
-    content = read_checkpoint(checkpoint)
-    config = model_config(content, checkpoint)
-    if config["class_path"] != SKIPDIFF:
-        raise CheckpointError(f"{checkpoint}: holds {config['class_path']}, not a skip policy (SkipDiff)")
-    return config["init_args"], content["state_dict"]
-
-
-def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The policy's own tensors, which are named `policy.*` in the state dict of `SkipDiff`."""
-    return {key.removeprefix("policy."): value for key, value in state.items() if key.startswith("policy.")}
 
 
 class PolicySampler(SkipSampler):
@@ -48,7 +31,7 @@ class PolicySampler(SkipSampler):
 
     def __init__(self, checkpoint: str) -> None:
         with asking_for(*POLICY):
-            arguments, state = stored_policy(checkpoint)
+            arguments, state = stored_policy(checkpoint, SKIPDIFF)
         self.policy = SkipPolicy(**arguments["policy"].get("init_args", {}))
         self.policy.load_state_dict(weights_of(state))
         self.policy.eval().requires_grad_(False)

@@ -1,7 +1,7 @@
 """What the base promises every method: noise by key, padding, checkpoints, YODA as a slot."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import CheckpointError, read_checkpoint
 from lightning_modules.config import load_method
+from lightning_modules.diffusion.flow import RectifiedFlow
 from lightning_modules.diffusion.parameterization import Clean, Epsilon, Noised
 from lightning_modules.diffusion.randomness import stable_seed
 from lightning_modules.diffusion.samplers import DDIM, Ancestral
@@ -197,6 +198,60 @@ def test_preview_shows_the_map_and_its_masks() -> None:
     panels = srdiff(YODA(Sobel(), 0.1)).preview(batch())
     assert list(panels) == ["attention", "mask t=0.75", "mask t=0.5", "mask t=0.25"]
     assert all(panel.shape == (2, 1, 24, 20) for panel in panels.values())
+
+
+def test_a_regions_noise_is_its_own() -> None:
+    _, _, randn, fill = srdiff(YODA(Sobel(), 0.1)).prepare(batch())
+    like = torch.empty(2, 3, 4, 4)
+    assert fill is not None and not torch.equal(randn(like), fill.randn(like))
+
+
+def test_a_fork_of_a_fill_draws_the_same_noise_and_leaves_the_first_alone() -> None:
+    _, _, _, fill = srdiff(YODA(Sobel(), 0.1)).prepare(batch())
+    assert fill is not None
+    fork, like = fill.fork(), torch.empty(2, 3, 4, 4)
+    first = fork.randn(like)
+    assert torch.equal(first, fill.randn(like))
+    assert not torch.equal(first, fill.randn(like))
+
+
+# Training.
+
+
+def test_training_noises_the_spaces_target_towards_the_anchor() -> None:
+    model, images = srdiff(), batch()
+    model.space.encode_target = lambda image, up: torch.full_like(image, 0.25)  # type: ignore[method-assign]
+    model.process = RectifiedFlow(from_anchor=True, sigma=0.5)
+    model.process.noise = lambda like, randn=torch.randn_like: torch.full_like(like, 3.0)  # type: ignore[method-assign]
+    anchor = torch.full_like(images["up"], -1.0)
+    noised = model.noised(images, anchor)
+    t = noised.t.view(-1, 1, 1, 1).float()
+    torch.testing.assert_close(noised.x0, torch.full_like(anchor, 0.25))
+    torch.testing.assert_close(noised.x_t, ((1 - t) * 0.25 - t + 0.5 * t * 3.0).expand_as(anchor))
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_the_loss_is_the_weighted_distance_to_the_target(norm: Literal["l1", "l2"]) -> None:
+    model = srdiff()
+    model.norm = norm
+    model.parameterization.weight = lambda process, t: 2 * t  # type: ignore[method-assign]
+    noise, output = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    noised = Noised(x_t=noise, x0=noise, anchor=noise, noise=noise, t=t)
+    distance = (output - noise).abs() if norm == "l1" else (output - noise) ** 2
+    wanted = (distance * torch.tensor([1.0, 2.0]).view(-1, 1, 1, 1)).mean()
+    torch.testing.assert_close(model.diffusion_loss(noised, output, None), wanted)
+
+
+def test_all_losses_are_minimized() -> None:
+    model = srdiff()
+    model.losses = lambda batch, noised, output: {"more": torch.tensor(5.0)}  # type: ignore[method-assign]
+    torch.manual_seed(0)
+    with_more = model.training_step(batch(), 0)
+    torch.manual_seed(0)
+    loss = model.training_losses(batch()).losses["loss"]
+    assert isinstance(with_more, dict)
+    torch.testing.assert_close(with_more["loss"], loss + 5)
 
 
 # Weights.
