@@ -22,6 +22,7 @@ from lightning_modules.metrics.pixels import crop_border
 from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.metrics.score import UNAVAILABLE, Score, SetScore, as_scores, names_of
 from lightning_modules.metrics.ssim import SSIM
+from lightning_modules.whole_file import whole_file
 
 Scores = dict[str, float]  # of one image, by the score's name
 AnyScore = Score | SetScore | Metric  # what a config may list
@@ -169,6 +170,16 @@ class ImageMetrics(EvaluationCallback[Measured]):
         border = cast(int, self._border_used)
         return cast(Tensor, score(crop_border(image, border), None if hr is None else crop_border(hr, border), lr))
 
+    def check_size(self, image: Tensor, scale: int, key: str) -> None:
+        """Refuses images `[B,3,H,W]` that are too small for a score.
+
+        Raises:
+            ValueError: they are.
+        """
+        self._border_used = scale if self.border is None else self.border
+        for score in self.scores:
+            self._check_size(score, image, key)
+
     def _check_size(self, score: Score | SetScore, image: Tensor, key: str) -> None:
         border = cast(int, self._border_used) if isinstance(score, Score) and score.crops_border else 0
         if min(image.shape[-2:]) < 2 * border + score.smallest:
@@ -279,8 +290,7 @@ def described(score: Score | SetScore, name: str) -> dict[str, Any]:
 
 def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:
     """One line for each image, in the order of their keys."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with whole_file(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["key", *next(iter(scores.values()))])
         writer.writeheader()
         writer.writerows({"key": key, **row} for key, row in scores.items())
@@ -292,8 +302,8 @@ def write_results(path: Path, description: dict[str, Any], means: Scores, baseli
     shown = {name: None if math.isnan(value) else value for name, value in means.items()}
     for name in (name for name in means if not name.startswith(f"{baseline}/")):
         results[name] = {baseline: shown[f"{baseline}/{name}"], "model": shown[name]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    with whole_file(path) as part:
+        part.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _unit(image: Tensor, keys: list[str]) -> Tensor:

@@ -20,7 +20,15 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_modules.checkpoint import CheckpointError, data_config, model_config, newest, read_checkpoint
+from lightning_modules.checkpoint import (
+    CheckpointError,
+    data_config,
+    model_config,
+    newest,
+    newest_whole,
+    read_checkpoint,
+)
+from lightning_modules.cluster import job
 from lightning_modules.config_errors import ConfigError, Source, cause, explain, parse, with_option
 from lightning_modules.super_resolver import SuperResolver
 
@@ -101,6 +109,8 @@ class CommandLine:
         asked: What `--input` and `--output` say, as a config.
         options: Single options as typed.
         trained_scale: The scale that the checkpoint was trained for, if it says so.
+        run: Name of the run's folder below the experiment's, where the run goes on in its folder or a scheduler's job
+            names it; None for a new one.
     """
 
     command: str
@@ -111,6 +121,7 @@ class CommandLine:
     asked: dict[str, Any]
     options: list[str]
     trained_scale: int | None
+    run: str | None
 
     def flags(self) -> list[str]:
         """What the parser is given after the command's name, least binding first."""
@@ -164,7 +175,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
 
     experiment = configs[0].stem if configs else command
     given = _Given([read_yaml(file) for file in files], options)
-    path = _checkpoint_path(given, experiment)
+    path, folder = _checkpoint_path(given, experiment, command)
     stored: dict[str, Any] = {}
     scale = None
     if path is not None:
@@ -174,7 +185,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     take_option(options, "--ckpt_path")
     if path is not None:
         options.append(f"--ckpt_path={path}")
-    return CommandLine(command, experiment, files, len(defaults), stored, asked, options, scale)
+    return CommandLine(command, experiment, files, len(defaults), stored, asked, options, scale, folder)
 
 
 @dataclass(frozen=True)
@@ -203,20 +214,46 @@ class _Given:
         return value if isinstance(value, str) else None
 
 
-def _checkpoint_path(given: _Given, experiment: str) -> str | None:
-    """The checkpoint that `ckpt_path` names; "last" and "best" are looked for below the experiment's folder."""
-    path = given.last("ckpt_path")
-    if path in (None, "null"):
-        return None
-    if path not in ("last", "best"):
-        return str(Path(path).expanduser())
+def _checkpoint_path(given: _Given, experiment: str, command: str) -> tuple[str | None, str | None]:
+    """The checkpoint to read, and the name of the run's folder below the experiment's, None for a new one.
+
+    "last" and "best" are looked for in the experiment's folder. Training goes on in the folder of the run whose newest
+    checkpoint is given; with an older one, or with another experiment's, a run of its own begins. In a scheduler's job
+    the job names the folder, and the checkpoints in it come before what is given, which is repeated when the scheduler
+    starts the job again.
+    """
     base = _Given([read_yaml(CONFIGS / "base.yaml"), *given.contents], given.options)
     name = base.last(f"{RUNS}.name")
     if name is None or "${" in name:  # base.yaml refers to the experiment
         name = given.last("experiment") or experiment
-    found = newest(Path(base.last(f"{RUNS}.save_dir")).expanduser() / name, path)
-    rank_zero_info(f"--ckpt_path {path}: {found}")
-    return str(found)
+    root = Path(base.last(f"{RUNS}.save_dir")).expanduser() / name
+
+    path, folder = given.last("ckpt_path"), job() if command == "fit" else None
+    if folder is not None and any((root / folder / "checkpoints").glob("*.ckpt")):
+        found = newest_whole(root / folder / "checkpoints")
+        rank_zero_info(f"{root / folder}: the run goes on from {found.name}")
+        return str(found), folder
+    if path in (None, "null"):
+        return None, folder
+
+    found = newest(root, path) if path in ("last", "best") else Path(path).expanduser()
+    if path in ("last", "best"):
+        rank_zero_info(f"--ckpt_path {path}: {found}")
+    if command == "fit" and path != "best" and root.is_dir():
+        folder = _run_of(found.resolve(), root.resolve(), only_newest=path != "last") or folder
+    if folder is not None:
+        rank_zero_info(f"{root / folder}: the run goes on there")
+    return str(found), folder
+
+
+def _run_of(checkpoint: Path, root: Path, only_newest: bool) -> str | None:
+    """The folder below `root` of the run that a checkpoint belongs to; None for one of another experiment."""
+    run = checkpoint.parent.parent
+    if checkpoint.parent.name != "checkpoints" or root not in (run, run.parent) or not checkpoint.is_file():
+        return None
+    if only_newest and checkpoint != newest_whole(checkpoint.parent):
+        return None
+    return "" if run == root else run.name
 
 
 def stored_config(checkpoint: Mapping[str, Any], path: str, command: str, data: str | None) -> dict[str, Any]:
@@ -314,7 +351,15 @@ def configured_model(path: str | Path) -> tuple[SuperResolver, dict[str, Any]]:
     """
     parser = ArgumentParser(**PARSER)
     parser.add_argument("--config", action="config")
-    for passed_over in ("compose", "experiment", "seed_everything", "trainer", "ckpt_path", "weights_only"):
+    for passed_over in (
+        "compose",
+        "experiment",
+        "checkpoint_every",
+        "seed_everything",
+        "trainer",
+        "ckpt_path",
+        "weights_only",
+    ):
         parser.add_argument(f"--{passed_over}", type=Any)
     parser.add_subclass_arguments(SuperResolver, "model")
     parser.add_subclass_arguments(LightningDataModule, "data")

@@ -15,7 +15,7 @@ from lightning_modules.checkpoint import CheckpointError, asking_for, first_mism
 from lightning_modules.config import load_method
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.skipping.policy import SkipPolicy
-from lightning_modules.skipping.ppo import Evaluation, Loss, Objective
+from lightning_modules.skipping.ppo import Evaluation, Loss, Objective, moments
 from lightning_modules.skipping.reward import Reward
 from lightning_modules.skipping.rollouts import Episodes, Rollouts
 from lightning_modules.skipping.sampler import PolicyDecider, Skip, SkipSampler
@@ -97,7 +97,7 @@ class SkipDiff(SuperResolver):
         self.base_checkpoint = base_checkpoint
         self.base = frozen_base(base_checkpoint)
         self.policy, self.reward, self.objective = policy, reward, objective
-        self.greedy = PolicyDecider(policy, greedy=True)
+        self.greedy = PolicyDecider(policy)
         self.plan = SkipSampler(self.greedy, coarse_steps, fine_steps, skip, start)
 
         self.epochs, self.minibatches, self.gradient_clip = epochs, minibatches, gradient_clip
@@ -235,7 +235,7 @@ class SkipDiff(SuperResolver):
         """`advantage_floor` times the standard deviation of the advantage, averaged over the first iterations."""
         if self.advantage_scale[1] < SCALE_ITERATIONS:
             raw = (targets - episodes.evaluation.value)[episodes.counted]
-            self.advantage_scale += torch.stack([raw.std(correction=0), raw.new_ones(())])
+            self.advantage_scale += torch.stack([moments(raw, correction=0)[1], raw.new_ones(())])
         return self.advantage_floor * float(self.advantage_scale[0] / self.advantage_scale[1])
 
     def _log_training(self, episodes: Episodes, losses: list[Loss]) -> None:

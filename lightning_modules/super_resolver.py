@@ -130,7 +130,8 @@ class SuperResolver(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds the random numbers of the step, see `seed_training_step`."""
-        seed_training_step(rank=self.global_rank, batches=self.trainer.fit_loop.total_batch_idx)
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        seed_training_step(rank=self.global_rank, batches=done)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Returns `{"sr": [B,3,H,W] in [-1, 1], "panels": {title: [B,C,H,W] in [0, 1]}}` for the callbacks."""

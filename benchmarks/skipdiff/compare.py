@@ -65,7 +65,7 @@ def compare(model: SkipDiff, batch: Batch, draws: int, rate: float) -> tuple[Row
     deciders: dict[str, Decider] = {
         "every step": Pattern([True] * decisions),
         "no step": Pattern([False] * decisions),
-        "policy": PolicyDecider(model.policy, greedy=True),
+        "policy": PolicyDecider(model.policy),
         **{f"random {i}": Pattern(torch.rand(decisions, size) < rate) for i in range(draws)},
     }
 

@@ -38,7 +38,7 @@ class PolicySampler(SkipSampler):
 
         self.checkpoint, self.levels = checkpoint, state["levels"]
         plan = {name: arguments[name] for name in ("coarse_steps", "fine_steps", "skip", "start") if name in arguments}
-        super().__init__(PolicyDecider(self.policy, greedy=True), **plan)
+        super().__init__(PolicyDecider(self.policy), **plan)
 
     @classmethod
     def missing(cls, arguments: Mapping[str, Any], **_: Any) -> str | None:

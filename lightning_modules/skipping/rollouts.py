@@ -69,7 +69,7 @@ class Rollouts:
             policy: The policy.
             count_forced: Whether the forced last decision enters the loss.
         """
-        decider = PolicyDecider(policy, greedy=False)
+        decider = PolicyDecider(policy, batch["key"])
         deciders: dict[str, Decider] = {"policy": decider}
         if self.reward.relative:
             deciders["all-run"] = Pattern([True] * self.plan.decisions)

@@ -74,17 +74,18 @@ class PolicyDecider(Decider):
 
     Args:
         policy: The policy.
-        greedy: Take the more likely action instead of drawing one with the global generator.
+        keys: A key for each image, which seeds the draws of its actions; None takes the more likely actions.
     """
 
-    def __init__(self, policy: SkipPolicy, greedy: bool) -> None:
+    def __init__(self, policy: SkipPolicy, keys: Sequence[str] | None = None) -> None:
         super().__init__()
-        self.policy, self.greedy = policy, greedy
+        self.policy, self.keys = policy, keys
 
     def begin(self, x: Tensor) -> None:
         """See `Decider.begin`."""
         super().begin(x)
         self.memory = self.policy.initial_state(x.shape[0], x.device)
+        self.draws = None if self.keys is None else KeyedNoise.of(self.keys, "decisions", x.device)
         self.observations: list[Tensor] = []
         self.actions: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -103,9 +104,10 @@ class PolicyDecider(Decider):
 
     def act(self, decision: int, logits: Tensor) -> Tensor:
         """The action for logits `[B,2]`, int64 `[B]`."""
-        if self.greedy:
+        if self.draws is None:
             return logits.argmax(dim=-1)
-        return torch.multinomial(logits.softmax(dim=-1), 1)[:, 0]
+        uniform = torch.special.ndtr(self.draws(torch.empty(len(logits), device=logits.device)))
+        return (uniform < logits.softmax(dim=-1)[:, SKIP]).long()
 
     def evaluation(self) -> Evaluation:
         """Log-probabilities, entropies and values of the recorded decisions, `[K,B]` each."""

@@ -16,6 +16,7 @@ from PIL import Image
 from lightning_modules.checkpoint import write_checkpoint
 from lightning_modules.cli import COMMANDS, main
 from lightning_modules.config import configured_model, read_command_line
+from lightning_modules.config_errors import ConfigError
 from lightning_modules.experiment import run
 from tests.tiny.experiments import CONFIGS, TINY, arguments, tiny_overlays
 
@@ -182,10 +183,31 @@ def test_a_failed_start_leaves_no_folder_and_last_names_the_newest_run(
 
 def test_last_continues_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run(["fit", *arguments(SRDIFF)])
+    run(["fit", *arguments(SRDIFF), "--checkpoint_every", "1"])
+    older = Path("runs/srdiff/version_0/checkpoints/step=2.ckpt").rename("runs/srdiff/version_0/checkpoints/older.ckpt")
     assert run(["fit", *arguments(SRDIFF), "--ckpt_path", "last", "--trainer.max_steps", "3"]).trainer.global_step == 3
     line = read_command_line(["test", "--experiment", "srdiff", "--ckpt_path=last"])
-    assert line.options[-1] == "--ckpt_path=runs/srdiff/version_1/checkpoints/last.ckpt"
+    assert line.options[-1] == "--ckpt_path=runs/srdiff/version_0/checkpoints/last.ckpt"
+    steps = [line.split(",")[0:3] for line in Path("runs/srdiff/version_0/metrics.csv").read_text().splitlines()]
+    assert len(steps) == 4, "one table, with each step once"
+
+    # From an older checkpoint a run of its own begins, which does not overwrite the newer one.
+    assert read_command_line(["fit", *arguments(SRDIFF), f"--ckpt_path={older}"]).run is None
+    newest = "runs/srdiff/version_0/checkpoints/last.ckpt"
+    assert read_command_line(["fit", *arguments(SRDIFF), f"--ckpt_path={newest}"]).run == "version_0"
+
+
+def test_checkpoint_every_reaches_what_writes_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ["--trainer.callbacks+=callbacks.ema.EMA"] if "ema" not in SRDIFF.read_text() else []
+    trained = run(["fit", *arguments(SRDIFF), *more, "--checkpoint_every", "1", "--trainer.max_steps", "1"])
+    assert (tmp_path / "runs/srdiff/version_0/checkpoints/step=1.ckpt").is_file()
+    saved = yaml.safe_load((tmp_path / "runs/srdiff/version_0/config.yaml").read_text())
+    assert saved["checkpoint_every"] == 1 and trained.trainer.global_step == 1
+    with pytest.raises(ConfigError, match="--checkpoint_every: must be at least 1, got 0"):
+        run(["fit", *arguments(SRDIFF), "--checkpoint_every", "0"])
+    with pytest.raises(ConfigError, match=r"--checkpoint_every: 0 of trainer\.callbacks write checkpoints"):
+        run(["fit", *arguments(SRDIFF), "--checkpoint_every", "1", "--trainer.callbacks", "null"])
 
 
 def test_best_is_what_the_run_monitored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
