@@ -87,7 +87,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with every set raw and, below data/, packed as the configs expect it."""
     home = tmp_path_factory.mktemp("sets")
     div2k_tree(home / "div2k")
-    div2k.prepare(str(home / "div2k"), str(home / "data/div2k"), flickr2k=True, partial=True, workers=1)
+    div2k.prepare(str(home / "div2k"), str(home / "data/div2k"), flickr2k=True, leave_out=True, workers=1)
     realsr_tree(home / "RealSR(V3)")
     realsr.prepare(str(home / "RealSR(V3)"), str(home / "data/realsr"), workers=1)
     drealsr_tree(home / "DRealSR")
@@ -173,8 +173,8 @@ def carry_out(command: str) -> None:
     """Runs a packer's command line as it is written, on the small trees."""
     lightning, name, *words = shlex.split(command)
     assert (lightning, name) == ("lightning", "pack")
-    partial = ["--partial=true"] if words[0] in ("div2k", "celeba") else []
-    pack.main([*(WORDS.get(word, word) for word in words), *partial, "--workers=1"])
+    leave_out = ["--leave_out=true"] if words[0] in ("div2k", "celeba") else []
+    pack.main([*(WORDS.get(word, word) for word in words), *leave_out, "--workers=1"])
 
 
 def own(root: str) -> SRDataModule:
@@ -234,7 +234,7 @@ def test_a_test_set_has_nothing_to_train_on(prepared: Path) -> None:
 
 def test_published_lr_is_packed_beside_hr(prepared: Path) -> None:
     out = prepared / "with_lr"
-    div2k.prepare(str(prepared / "div2k"), str(out), lr=4, partial=True, workers=1)
+    div2k.prepare(str(prepared / "div2k"), str(out), lr=4, leave_out=True, workers=1)
     sample = open_split(str(out), "div2k-train").sample(1, paired=True)
     expected = np.asarray(picture(1, 120, 180))[:, 60:]
     assert sample.lr is not None and np.array_equal(sample.lr, expected)
@@ -295,7 +295,7 @@ def test_absent_div2k_names_the_command_and_the_overlay(data: Callable[..., SRDa
 
 def test_div2k_with_missing_images_is_refused(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        PackError, match=r"DIV2K_train_HR: holds 2 images, the published set has 800; .*set partial to true"
+        PackError, match=r"DIV2K_train_HR: holds 2 images, the published set has 800; .*set leave_out to true"
     ):
         div2k.prepare(str(prepared / "div2k"), str(tmp_path), workers=1)
 
