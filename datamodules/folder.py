@@ -62,11 +62,11 @@ class Folder(SRDataModule):
             FileNotFoundError: no image is given, or what is given does not exist or holds no image.
         """
         inputs = _given("predict", self.predict)
-        found = [
-            (file, _name_below(path, file, alone=len(inputs) == 1)) for path in inputs for file in find_images(path)
-        ]
-        keys = unique_keys([name for _, name in found])
-        jobs = [(key, file) for key, (file, _) in zip(keys, found, strict=True)]
+        names: dict[Path, Path] = {}  # by file, each of which is enlarged once
+        for path in inputs:
+            for file in find_images(path):
+                names.setdefault(file, _name_below(path, file, alone=len(inputs) == 1))
+        jobs = list(zip(unique_keys(list(names.values())), names, strict=True))
         return PredictImages(jobs[self.rank.index :: self.rank.world_size], self.failures)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
