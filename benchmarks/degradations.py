@@ -1,12 +1,12 @@
-"""Real-ESRGAN's degradations here and in the reference repositories, in turns, on the same images.
+"""Speed of Real-ESRGAN's degradations in this project and in the reference repositories, on the same images.
 
     git clone https://github.com/xinntao/Real-ESRGAN && git clone https://github.com/XPixelGroup/BasicSR
     python benchmarks/degradations.py --realesrgan Real-ESRGAN --basicsr BasicSR
 
-The reference is `RealESRGANModel.feed_data`, unmodified, with the options of `train_realesrgan_x4plus.yml`; what it
-needs of other packages (OpenCV, torchvision) is replaced below. Its blur kernels are drawn beforehand, not timed, and
-its queue, which makes it sharpen the targets twice, is left out; here everything is timed, from the keys to the
-low-resolution images.
+The reference is `RealESRGANModel.feed_data`, unmodified, with the options of `train_realesrgan_x4plus.yml`; the
+functions it uses of OpenCV and torchvision are replaced below. Its blur kernels are drawn before the timing, and its
+queue, because of which it sharpens the targets twice, is left out. For this project everything is timed, from the keys
+to the low-resolution images. The two take turns.
 """
 
 import argparse
@@ -40,7 +40,7 @@ PHOTOS = ("astronaut", "coffee", "rocket")
 
 
 def photographs(count: int, size: int) -> Tensor:
-    """`[count,3,size,size]` in [0,1]: patches of the photographs inside scikit-image."""
+    """Patches of photographs that come with scikit-image, `[count,3,size,size]` in [0, 1]."""
     rng = np.random.default_rng(0)
     patches = []
     for index in range(count):
@@ -51,7 +51,7 @@ def photographs(count: int, size: int) -> Tensor:
 
 
 def package(name: str, folder: Path) -> ModuleType:
-    """An empty package whose submodules come from `folder`, without running its `__init__`."""
+    """A package whose submodules are imported from `folder`, without running its `__init__`."""
     module = ModuleType(name)
     module.__path__ = [str(folder)]
     sys.modules[name] = module
@@ -59,31 +59,35 @@ def package(name: str, folder: Path) -> ModuleType:
 
 
 def gaussian_taps(size: int, sigma: float) -> np.ndarray:
-    """`cv2.getGaussianKernel`."""
+    """Replaces `cv2.getGaussianKernel`."""
     sigma = sigma if sigma > 0 else 0.3 * ((size - 1) * 0.5 - 1) + 0.8
     taps = np.exp(-((np.arange(size) - (size - 1) / 2) ** 2) / (2 * sigma**2))
     return (taps / taps.sum())[:, None]
 
 
 def luma(image: Tensor, num_output_channels: int = 1) -> Tensor:
-    """`torchvision.transforms.functional.rgb_to_grayscale`."""
+    """Replaces `torchvision.transforms.functional.rgb_to_grayscale`."""
     return (image * image.new_tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(-3, keepdim=True)
 
 
 def reference_modules(realesrgan: Path, basicsr: Path) -> tuple[ModuleType, ModuleType]:
-    """Real-ESRGAN's model file and BasicSR's degradation file."""
+    """Real-ESRGAN's model file and BasicSR's degradation file, imported without the packages that are missing."""
+    # What the two files import but the benchmark does not run is replaced by empty modules.
     cv2 = sys.modules["cv2"] = ModuleType("cv2")
     cv2.getGaussianKernel = gaussian_taps
     for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
         package(name, Path())
     sys.modules["torchvision.transforms.functional"].rgb_to_grayscale = luma
+
     for name in ("basicsr", "basicsr.data", "basicsr.utils", "basicsr.models"):
         package(name, basicsr / name.replace(".", "/"))
     sys.modules["basicsr.models.srgan_model"] = ModuleType("basicsr.models.srgan_model")
     sys.modules["basicsr.models.srgan_model"].SRGANModel = object
+
     utils = sys.modules["basicsr.utils"]
     utils.DiffJPEG = importlib.import_module("basicsr.utils.diffjpeg").DiffJPEG
     utils.USMSharp = importlib.import_module("basicsr.utils.img_process_util").USMSharp
+
     path = realesrgan / "realesrgan/models/realesrgan_model.py"
     spec = importlib.util.spec_from_file_location("realesrgan_model", path)
     model = importlib.util.module_from_spec(spec)
@@ -92,7 +96,7 @@ def reference_modules(realesrgan: Path, basicsr: Path) -> tuple[ModuleType, Modu
 
 
 def reference_kernels(degradations: ModuleType, options: dict[str, Any], count: int) -> dict[str, Tensor]:
-    """Blur kernels of `count` images, as the reference's data set draws them."""
+    """Blur kernels of `count` images, drawn as in the reference's data set."""
 
     def pad(kernel: np.ndarray) -> Tensor:
         return torch.from_numpy(np.pad(kernel, (21 - len(kernel)) // 2)).float()
@@ -119,9 +123,11 @@ def reference_kernels(degradations: ModuleType, options: dict[str, Any], count: 
 
 
 def reference(realesrgan: Path, basicsr: Path, hr: Tensor, sharpen: bool) -> Callable[[int], Tensor]:
-    """A function that degrades `hr` by the reference."""
+    """A function that degrades `hr` with the reference, given the epoch."""
     module, degradations = reference_modules(realesrgan, basicsr)
     options = yaml.safe_load((realesrgan / "options/train_realesrgan_x4plus.yml").read_text())
+
+    # An instance without the constructor, which would build networks.
     model = module.RealESRGANModel.__new__(module.RealESRGANModel)
     model.opt, model.is_train, model.device = {**options, "gt_size": hr.shape[-1]}, True, hr.device
     model._dequeue_and_enqueue = lambda: None
@@ -140,7 +146,7 @@ def reference(realesrgan: Path, basicsr: Path, hr: Tensor, sharpen: bool) -> Cal
 
 
 def ours(hr: Tensor, sharpen: bool) -> Callable[[int], Tensor]:
-    """A function that degrades `hr` by this repository."""
+    """A function that degrades `hr` with this project, given the epoch."""
     degradation = RealESRGAN(gt_usm=sharpen)
     keys = [f"image/{i}" for i in range(len(hr))]
 
@@ -152,7 +158,7 @@ def ours(hr: Tensor, sharpen: bool) -> Callable[[int], Tensor]:
 
 
 def seconds(degrade: Callable[[int], Tensor], epoch: int) -> float:
-    """How long one batch takes."""
+    """Elapsed seconds of one batch."""
     start = time.perf_counter()
     lr = degrade(epoch)
     if lr.is_cuda:
@@ -161,7 +167,7 @@ def seconds(degrade: Callable[[int], Tensor], epoch: int) -> float:
 
 
 def compare_jpeg(reference_jpeg: Callable[..., Tensor], hr: Tensor) -> None:
-    """Prints, for each implementation, its distance from libjpeg in grey levels and the time of one image."""
+    """Prints, for each JPEG implementation, its mean distance to libjpeg in grey levels and the time of one image."""
 
     def libjpeg(quality: int) -> Tensor:
         buffer = io.BytesIO()
@@ -178,11 +184,12 @@ def compare_jpeg(reference_jpeg: Callable[..., Tensor], hr: Tensor) -> None:
         with torch.no_grad():
             errors = [float((coder(q)[0] - libjpeg(q)).abs().mean() * 255) for q in QUALITIES]
             best = min(seconds(lambda _: coder(50), 0) for _ in range(20))
-        told = ", ".join(f"{error:.2f} at {quality}" for quality, error in zip(QUALITIES, errors, strict=True))
-        print(f"JPEG {name:10s} {told}; {1000 * best:.1f} ms")
+        distances = ", ".join(f"{error:.2f} at {quality}" for quality, error in zip(QUALITIES, errors, strict=True))
+        print(f"JPEG {name:10s} {distances}; {1000 * best:.1f} ms")
 
 
 def main() -> None:
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--realesrgan", type=Path, required=True, help="a checkout of xinntao/Real-ESRGAN")
     parser.add_argument("--basicsr", type=Path, required=True, help="a checkout of XPixelGroup/BasicSR")
@@ -193,6 +200,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--unsharpened", action="store_true", help="leave the sharpening of targets out")
     arguments = parser.parse_args()
+
     torch.set_num_threads(arguments.threads)
     hr = photographs(arguments.batch, arguments.size).to(arguments.device)
     sharpen = not arguments.unsharpened
@@ -200,16 +208,19 @@ def main() -> None:
         "reference": reference(arguments.realesrgan, arguments.basicsr, hr, sharpen),
         "ours": ours(hr, sharpen),
     }
+
     spent: dict[str, list[float]] = {name: [] for name in contenders}
     print(f"load {os.getloadavg()[0]:.1f}, {arguments.threads} threads, {arguments.batch} x {arguments.size} -> x4")
     for epoch in range(arguments.rounds + 2):
         for name, degrade in contenders.items():
             spent[name].append(seconds(degrade, epoch))
+
     for name, times in spent.items():
-        kept = times[2:]
+        kept = times[2:]  # the first two rounds warm up
         rate = arguments.batch * len(kept) / sum(kept)
         middle, best = arguments.batch / statistics.median(kept), arguments.batch / min(kept)
         print(f"{name:10s} {rate:7.1f} images/s in all, {middle:7.1f} in the median round, {best:7.1f} in the best")
+
     compare_jpeg(sys.modules["basicsr.utils"].DiffJPEG(differentiable=False).to(hr.device), hr)
     print(f"ours / reference {sum(spent['reference'][2:]) / sum(spent['ours'][2:]):.1f}; load {os.getloadavg()[0]:.1f}")
 

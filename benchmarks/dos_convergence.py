@@ -1,12 +1,12 @@
-"""Error of DoSSR's solvers against their number of steps, on a problem whose answer is known.
+"""Error of DoSSR's solvers against their number of steps, on a problem with a known solution.
 
     python benchmarks/dos_convergence.py [--out benchmarks/results]
 
-Clean pixels are Gaussian, so that the best denoiser is affine and so is the whole run. A run is therefore followed
-exactly, without drawing: a state is a row of coefficients, of 1 first and then of each noise that was drawn, and the
-solver is the project's own. What it ends in is a Gaussian; its 2-Wasserstein distance to the true marginal at the end
-is the error. On two logarithmic axes order p shows as slope -p. `run` is a whole run on the published grid, from the
-noised anchor; `inside` goes from t = 0.4 to 0.1 in even steps, away from both ends, where the equation is stiff.
+Clean pixels are Gaussian, so the optimal denoiser is affine, and the result of a run is an affine function of the drawn
+noises. The solver is therefore run on coefficients instead of random numbers: a state holds the coefficient of
+1 and that of each noise. The result is a Gaussian, and the error is its 2-Wasserstein distance to the true marginal at
+the last time. On two logarithmic axes order p has slope -p. `run` is a whole run on the published grid, from the noised
+anchor; `inside` goes from t = 0.4 to 0.1 in equal steps, away from both ends, where the equation is stiff.
 """
 
 import argparse
@@ -15,10 +15,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
+from lightning_modules.diffusion.parameterization import Clean
 from lightning_modules.diffusion.process import expand
+from lightning_modules.diffusion.samplers import Memory
 from lightning_modules.diffusion.schedules import ScaledLinear
 from lightning_modules.diffusion.vp import DomainShift
 
@@ -28,15 +31,25 @@ Errors = dict[str, dict[int, dict[int, float]]]  # problem, order, steps
 
 
 def published() -> DomainShift:
-    """The published process."""
+    """The process of DoSSR as published."""
     return DomainShift(ScaledLinear(1000, 0.00085, 0.012), shift_steps=500)
 
 
 def marginal(process: DomainShift, t: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of the state at `t` `[1]`."""
+    """Mean and standard deviation of the state at a time `t`, `[1]`."""
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     mean = process.mean(x0=MEAN * one, anchor=ANCHOR * one, t=t).item()
     return mean, math.hypot(process.alpha(t).item() * SPREAD, process.std(t).item())
+
+
+class Exact(Denoiser):
+    """The mean of the clean pixels that could have led to a state."""
+
+    def estimate(self, x_t: Tensor, t: Tensor) -> Tensor:
+        clean = MEAN / ANCHOR * self.anchor
+        alpha, noise = expand(self.process.alpha(t), x_t), expand(self.process.std(t), x_t)
+        gain = SPREAD**2 * alpha / (alpha**2 * SPREAD**2 + noise**2)
+        return clean + gain * (x_t - self.process.mean(x0=clean, anchor=self.anchor, t=t))
 
 
 def final_coefficients(sampler: DoSMultistep, times: Tensor, mean: float, std: float) -> Tensor:
@@ -44,16 +57,11 @@ def final_coefficients(sampler: DoSMultistep, times: Tensor, mean: float, std: f
     process, width = published(), len(times) + 1
     units = torch.eye(width, dtype=torch.float64).view(width, 1, 1, 1, width)
     one, noises = units[0], iter(units[2:])
-    process.noise = lambda like: next(noises)  # type: ignore[method-assign]
+    denoiser = Exact(nn.Identity(), process, Clean("time"), ANCHOR * one)
 
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        alpha, noise = expand(process.alpha(t), x_t), expand(process.std(t), x_t)
-        gain = SPREAD**2 * alpha / (alpha**2 * SPREAD**2 + noise**2)
-        return MEAN * one + gain * (x_t - process.mean(x0=MEAN * one, anchor=ANCHOR * one, t=t))
-
-    x, step = mean * one + std * units[1], sampler.stepper(denoise, process, ANCHOR * one)
+    x, memory = mean * one + std * units[1], Memory()
     for t, s in pairwise(times[:, None]):
-        x = step(x, t=t, s=s)
+        x, memory = sampler.step(denoiser, x, memory, t=t, s=s, randn=lambda like: next(noises))
     return x.flatten()
 
 
@@ -66,13 +74,14 @@ def error(problem: str, steps: int, order: int) -> float:
     else:
         times = torch.linspace(0.4, 0.1, steps + 1, dtype=torch.float64)
         start = marginal(process, times[:1])
+
     mean, std = marginal(process, times[-1:])
     found = final_coefficients(sampler, times, *start)
     return math.hypot(found[0].item() - mean, found[1:].norm().item() - std)
 
 
 def plot(results: Errors, path: Path) -> None:
-    """One panel for each problem, one line for each order."""
+    """Plots the errors: one panel for each problem, one line for each order."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -87,6 +96,7 @@ def plot(results: Errors, path: Path) -> None:
     for power, style in ((1, ":"), (2, "--")):
         guide = [results["inside"][power][STEPS[-1]] * (STEPS[-1] / steps) ** power for steps in STEPS[-7:]]
         panels[1].loglog(STEPS[-7:], guide, style, color="grey", linewidth=0.8, label=f"slope -{power}")
+
     panels[0].set_ylabel("2-Wasserstein distance to the marginal")
     panels[1].legend()
     figure.tight_layout()
@@ -109,11 +119,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     out: Path = parser.parse_args().out
+
     results = {
         problem: {order: {steps: error(problem, steps, order) for steps in STEPS} for order in (1, 2, 3)}
         for problem in ("run", "inside")
     }
     print(table(results))
+
     out.mkdir(parents=True, exist_ok=True)
     plot(results, out / "dos_convergence.png")
     about = (__doc__ or "").split("\n\n")[2].strip()

@@ -1,4 +1,4 @@
-"""The quick start: train SRDiff + YODA on bundled photographs, score it on two it never saw, and enlarge those.
+"""The quick start: trains SRDiff + YODA on bundled photographs, tests it on two others, and enlarges those.
 
     python -m benchmarks.quickstart [--out runs/quickstart]
 
@@ -27,7 +27,7 @@ SCALE = 4
 
 
 def lightning(*arguments: str) -> None:
-    """Runs one command of this environment, and stops where it fails."""
+    """Runs a `lightning` command of this environment; exits if it fails."""
     command = [str(Path(sys.executable).with_name("lightning")), *arguments]
     print(f"\n$ {shlex.join(['lightning', *arguments])}", flush=True)
     if subprocess.run(command, check=False).returncode:
@@ -35,7 +35,8 @@ def lightning(*arguments: str) -> None:
 
 
 def training_options() -> list[str]:
-    """bf16 where the processor multiplies matrices in it; elsewhere it would be slower than float32."""
+    """The precision and the number of steps."""
+    # bfloat16 is slower than float32 on processors that have no matrix instructions for it.
     multiplies = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     options = ["--trainer.precision", "bf16-mixed"] if multiplies else []
     steps = os.environ.get("QUICKSTART_STEPS")
@@ -43,7 +44,7 @@ def training_options() -> list[str]:
 
 
 def write_low_resolution(folder: Path) -> None:
-    """The held-out photographs, shrunk: what a user's own small photographs stand in for."""
+    """Writes the test photographs downscaled, in the place of a user's own small photographs."""
     folder.mkdir(parents=True)
     shrink = Bicubic(SCALE)
     for name in VAL:
@@ -54,7 +55,7 @@ def write_low_resolution(folder: Path) -> None:
 
 
 def summary(results: dict[str, object]) -> str:
-    """The table that ends the quick start."""
+    """The table of scores that is printed at the end."""
     rows = [f"{'on photographs it never saw':28s} {'bicubic':>9s} {'model':>9s}"]
     for name, title in (("psnr_y", "PSNR-Y (dB)"), ("ssim_y", "SSIM-Y"), ("psnr_rgb", "PSNR-RGB (dB)")):
         score = results[name]
@@ -63,16 +64,19 @@ def summary(results: dict[str, object]) -> str:
 
 
 def main() -> None:
-    """Trains, tests, enlarges, and says what came of it."""
+    """Trains, tests and enlarges; prints the scores and writes results.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of everything it leaves")
     out: Path = parser.parse_args().out
-    if out.exists():
+
+    if out.exists():  # nothing of an earlier run is lost
         shutil.move(out, out.with_name(f"{out.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+
     began = time.perf_counter()
     logs = ["--trainer.logger.init_args.save_dir", str(out), "--trainer.logger.init_args.version", ""]
     lightning("fit", "--config", "configs/quickstart.yaml", *logs, "--experiment", "train", *training_options())
     trained = time.perf_counter()
+
     checkpoint = str(out / "train" / "checkpoints" / "last.ckpt")
     lightning("test", "--ckpt_path", checkpoint, *logs, "--experiment", "test")
     write_low_resolution(out / "small")
@@ -83,6 +87,7 @@ def main() -> None:
     pictures = [*sorted((out / "test" / "samples").glob("*.png")), *sorted((out / "enlarged").glob("*.png"))]
     results["pictures"] = [str(path) for path in pictures]
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+
     print(f"\n{summary(results)}\n(x{SCALE}, {results['protocol']['sampler']}, {results['images']} photographs)\n")
     print("pictures (side by side, then enlarged alone):", *results["pictures"], sep="\n  ")
     print(f"\nyour own:  lightning predict --ckpt_path {checkpoint} --input PHOTO --output FOLDER")

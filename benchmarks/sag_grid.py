@@ -1,12 +1,12 @@
-"""Self-attention guidance on a trained model: fidelity and a perceptual score by scale.
+"""Self-attention guidance on a trained model: PSNR, SSIM and NIQE by guidance scale.
 
     python -m lightning_modules.metrics.niqe bsds400 niqe.npz --block 32
     python benchmarks/sag_grid.py CHECKPOINT --test set5 gt --niqe niqe.npz [--scales 0 0.1 0.25 0.5]
 
 Centre patches of the test images are enlarged with the checkpoint's own sampler and the same noise at every scale.
-PSNR and SSIM are of Y without a border of 4 px. NIQE needs no reference and is lower where an image's statistics are
-closer to those of natural photographs; its model is the given one, with blocks of 32 px, so the numbers compare with
-each other only. `--lpips` adds LPIPS where its weights are.
+PSNR and SSIM are computed on Y without a border of 4 px. NIQE needs no reference and is lower the closer an image's
+statistics are to those of natural photographs; its model is the given one, with blocks of 32 px, so numbers can only be
+compared with each other. `--lpips` adds LPIPS, for which its weights must be installed.
 """
 
 import argparse
@@ -33,6 +33,7 @@ BORDER, BLOCK = 4, 32
 
 
 def batches(arguments: argparse.Namespace) -> Iterator[Batch]:
+    """The centre patches of the test images."""
     for folder in arguments.test:
         data = Folder(test=folder, scale=4, val_crop=arguments.crop, val_batch_size=8, num_workers=0)
         for raw in data.test_dataloader():
@@ -44,22 +45,27 @@ def score(model: DiffusionModule, arguments: argparse.Namespace) -> dict[str, fl
     scores: list[Score] = [PSNR(), SSIM(), NIQE(arguments.niqe, BLOCK), *([LPIPS()] if arguments.lpips else [])]
     for measured in scores:
         measured.load()
+
     rows: list[dict[str, float]] = []
     seconds = 0.0
+
     for batch in batches(arguments):
         start = time.process_time()
         sr = model.super_resolve(batch)
         seconds += time.process_time() - start
+
         image, target = (to_pixels(picture, batch["key"]).double() / 255 for picture in (sr, batch["hr"]))
         kept = {}
         for measured in scores:
             border = BORDER if measured.crops_border else 0
             kept[measured.name] = measured(crop_border(image, border), crop_border(target, border))
         rows += [{name: float(values[i]) for name, values in kept.items()} for i in range(len(sr))]
+
     return {**{name: fmean(row[name] for row in rows) for name in rows[0]}, "seconds": seconds, "images": len(rows)}
 
 
 def main() -> None:
+    """Scores every scale, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--test", required=True, nargs="+", help="folders of photographs")
@@ -71,18 +77,21 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
+
     model = load_method(arguments.checkpoint)
     assert isinstance(model, DiffusionModule)
+
     results: dict[str, dict[str, float]] = {}
     for scale in arguments.scales:
         model.guidance = [SelfAttentionGuidance(scale=scale, kernel=arguments.kernel, sigma=arguments.sigma)]
         results[f"{scale:g}"] = score(model, arguments)
         print(scale, results[f"{scale:g}"], flush=True)
+
     write(arguments, model, results)
 
 
 def write(arguments: argparse.Namespace, model: DiffusionModule, results: dict[str, dict[str, float]]) -> None:
-    """The table."""
+    """Writes and prints the page with the table."""
     first = next(iter(results.values()))
     columns = [name for name in first if name not in ("seconds", "images")]
     lines = [
@@ -96,9 +105,11 @@ def write(arguments: argparse.Namespace, model: DiffusionModule, results: dict[s
         "| scale | " + " | ".join(columns) + " | time |",
         "|---" * (len(columns) + 2) + "|",
     ]
+
     for scale, row in results.items():
         values = " | ".join(f"{row[name]:.4f}" for name in columns)
         lines.append(f"| {scale} | {values} | {row['seconds'] / first['seconds']:.2f} |")
+
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "sag_grid.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -1,7 +1,8 @@
-"""DoSSR on Stable Diffusion 2.1: seconds and peak memory of enlarging, with random weights of the real size if need be.
+"""DoSSR on Stable Diffusion 2.1: time and peak memory of enlarging.
 
-`python -m benchmarks.sd21_speed --random weights/random_sd21` writes such weights once (5 GB); afterwards
-`python -m benchmarks.sd21_speed --weights weights/random_sd21 --steps 1 5 --batch 1 8 --side 128` measures.
+Random weights of the real size are enough: `python -m benchmarks.sd21_speed --random weights/random_sd21` writes them
+once (5 GB). Then `python -m benchmarks.sd21_speed --weights weights/random_sd21 --steps 1 5 --batch 1 8 --side 128`
+measures.
 """
 
 import argparse
@@ -27,7 +28,10 @@ from tests.tiny.stable_diffusion import write_tokenizer
 
 
 def write_random(folder: Path) -> None:
-    """Random weights in the hub's layout; the vocabulary alone is small, and is not part of what is measured."""
+    """Writes random weights in the layout of Stable Diffusion's folders.
+
+    All parts have their real size except the vocabulary, which is not part of the measurement.
+    """
     torch.manual_seed(0)
     UNet2DConditionModel(**UNET).save_pretrained(folder / "unet")
     AutoencoderKL(**VAE, layers_per_block=2).save_pretrained(folder / "vae")
@@ -37,7 +41,7 @@ def write_random(folder: Path) -> None:
 
 
 def built(weights: Path, restorer: Path, tile: int | None) -> DoSSRStableDiffusion:
-    """The published model, in tiles of `tile` pixels."""
+    """The published model, evaluated on tiles of `tile` pixels; None for whole images."""
     return DoSSRStableDiffusion(
         restorer=RRDBNet(4, 64, 23, 32),
         restorer_weights=str(restorer),
@@ -53,10 +57,11 @@ def built(weights: Path, restorer: Path, tile: int | None) -> DoSSRStableDiffusi
 
 
 def measure(model: DoSSRStableDiffusion, batch: Batch, steps: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of a batch, and peak GPU memory in GiB (nan on a CPU)."""
+    """Median seconds of a batch, and peak GPU memory in GiB (NaN on a CPU)."""
     seconds, gpu = [], model.device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats()
+
     for repeat in range(repeats + 1):  # the first warms up
         start = time.perf_counter()
         with torch.autocast(model.device.type, torch.bfloat16):
@@ -64,11 +69,13 @@ def measure(model: DoSSRStableDiffusion, batch: Batch, steps: int, repeats: int)
         if gpu:
             torch.cuda.synchronize()
         seconds += [time.perf_counter() - start] if repeat else []
+
     memory = torch.cuda.max_memory_allocated() / 2**30 if gpu else float("nan")
     return sorted(seconds)[len(seconds) // 2], memory
 
 
 def main() -> None:
+    """Writes random weights, or measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--random", type=Path, help="write random weights of the real size to this folder, and stop")
     parser.add_argument("--weights", type=Path)
@@ -81,9 +88,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.random:
         return write_random(arguments.random)
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     restorer = arguments.restorer or arguments.weights / "restorer.pth"
     model = built(arguments.weights, restorer, arguments.tile).to(device)
+
     print(f"{torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}, torch {torch.__version__}, bf16 autocast")
     print(f"| LR side {arguments.side} | steps | seconds a batch | GiB |\n|---|---|---|---|")
     for count in arguments.batch:

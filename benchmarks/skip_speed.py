@@ -1,11 +1,12 @@
-"""Whether time follows the number of evaluations: skipping with a policy against running every step, and SAG's cost.
+"""Time against the number of network evaluations when steps are skipped, and the cost of self-attention guidance.
 
     python benchmarks/skip_speed.py [--size 64] [--inner 32] [--device cuda] [--out benchmarks/results]
 
-SR3 with the published layout for faces 16 -> 128 (width `--inner` instead of 64 unless asked for) and initial weights,
-batch of 8. At each fine step a random share of the batch runs; SkipDiff's published policy (14.2 M parameters) looks at
-every state, but its answer is replaced, so that the shares are what the table says. The rows take turns. On a CPU
-processor time is measured, which other processes hardly disturb; on a GPU, elapsed time until it has finished.
+SR3 with the published architecture for faces 16 -> 128 (but of width `--inner`, where the published one has 64) and
+initial weights, batch of 8. At each fine step a random share of the batch runs. SkipDiff's published policy (14.2 M
+parameters) is evaluated on every state, but its actions are replaced, so that the shares are those in the table. The
+rows take turns. On a CPU, processor time is measured, on which other processes have little effect; on a GPU, elapsed
+time until it has finished.
 """
 
 import argparse
@@ -34,19 +35,21 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 GUIDED_STEPS = 5
 
 
-class Replaced(PolicyDecider):
-    """Asks the policy, and does something else."""
+class ReplacedActions(PolicyDecider):
+    """Evaluates the policy and replaces its actions by `runs`, boolean `[K,B]`."""
 
     def __init__(self, policy: SkipPolicy, runs: Tensor) -> None:
         super().__init__(policy, greedy=True)
         self.runs = runs
 
     def act(self, decision: int, logits: Tensor) -> Tensor:
+        """The action of `runs`, int64 `[B]`; the policy's own action is computed, for its time, and dropped."""
         super().act(decision, logits)
         return (~self.runs[decision]).long()
 
 
 def model_of(inner: int, size: int, device: torch.device) -> SR3:
+    """SR3 with initial weights."""
     torch.manual_seed(0)
     model = SR3(
         network=SR3UNet(inner_channel=inner, image_size=size, norm_groups=min(inner, 32)),
@@ -59,7 +62,7 @@ def model_of(inner: int, size: int, device: torch.device) -> SR3:
 
 
 def alternate(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each run, taking turns, after a round that does not count."""
+    """Median seconds of each run; the runs take turns, and the first round does not count."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     measured: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
@@ -73,18 +76,19 @@ def alternate(runs: dict[str, Callable[[], object]], rounds: int, device: torch.
 
 
 def skipping(model: SR3, batch: Batch, rounds: int) -> list[str]:
-    """Seconds and evaluations of the batch by share that runs, relative to running everything without a policy."""
+    """The table: evaluations and seconds by share of steps, also relative to running all steps without a policy."""
     policy = SkipPolicy(hidden=None, norm="batch", decisions=None).eval().to(model.device)
     deciders: dict[str, Decider] = {"every step, no policy": Pattern([True] * DECISIONS)}
     for share in SHARES:
         runs = torch.rand(DECISIONS, IMAGES, device=model.device) < share
-        deciders[f"policy, {share:.0%} of the steps"] = Replaced(policy, runs)
+        deciders[f"policy, {share:.0%} of the steps"] = ReplacedActions(policy, runs)
 
     def run(decider: Decider) -> Callable[[], object]:
         return lambda: model.super_resolve(batch, SkipSampler(decider))
 
     seconds = alternate({name: run(decider) for name, decider in deciders.items()}, rounds, model.device)
     counts = {name: int(SkipSampler(decider).evaluations(decider).sum()) for name, decider in deciders.items()}
+
     first = next(iter(deciders))
     lines = ["| | evaluations | s | evaluations, relative | time, relative | time over evaluations |"]
     lines.append("|---|---|---|---|---|---|")
@@ -95,7 +99,7 @@ def skipping(model: SR3, batch: Batch, rounds: int) -> list[str]:
 
 
 def guiding(model: SR3, batch: Batch, rounds: int) -> str:
-    """What self-attention guidance costs."""
+    """A sentence on the cost of self-attention guidance."""
     guidance = SelfAttentionGuidance(scale=0.25, kernel=31, sigma=3.0)
 
     def run(guided: bool) -> Callable[[], object]:
@@ -114,6 +118,7 @@ def guiding(model: SR3, batch: Batch, rounds: int) -> str:
 
 
 def main() -> None:
+    """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=64, help="side of the images")
     parser.add_argument("--inner", type=int, default=32, help="width of the U-Net's first level; published 64")
@@ -121,10 +126,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
+
     device = torch.device(arguments.device)
     model = model_of(arguments.inner, arguments.size, device)
     up = torch.rand(IMAGES, 3, arguments.size, arguments.size, device=device) * 2 - 1
     batch = Batch(lr=up, up=up, key=[str(i) for i in range(IMAGES)])
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     lines = [
@@ -139,6 +146,7 @@ def main() -> None:
         "",
         guiding(model, batch, arguments.rounds),
     ]
+
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / f"skip_speed_{device.type}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -1,11 +1,11 @@
-"""What a sampling run costs beyond its network evaluations.
+"""Overhead of the samplers: the time of a sampling run beyond its network evaluations.
 
     python benchmarks/solver_overhead.py [--size 256] [--batch 1] [--device cuda] [--out benchmarks/results]
 
 The network is that of configs/method/dossr_pixel.yaml with its initial weights. A run of each solver is timed with a
-denoiser that costs nothing, and so are evaluations of the network; the overhead is the ratio. On a GPU, which works on
-while the next operations are launched, that is an upper bound. On a CPU processor time is measured, which other
-processes hardly disturb; on a GPU, elapsed time until it has finished, the network in bfloat16.
+denoiser that does nothing, and evaluations of the network are timed alone; the overhead is the ratio. On a GPU this is
+an upper bound, because the GPU computes while the next operations are launched. On a CPU, processor time is measured,
+on which other processes have little effect; on a GPU, elapsed time until it has finished, with the network in bfloat16.
 """
 
 import argparse
@@ -16,8 +16,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
+from lightning_modules.diffusion.parameterization import Clean
 from lightning_modules.diffusion.samplers import Ancestral, Sampler
 from lightning_modules.diffusion.schedules import ScaledLinear
 from lightning_modules.diffusion.vp import DomainShift
@@ -26,8 +29,15 @@ from lightning_modules.networks.unet_sr3 import SR3UNet
 SAMPLERS: list[Sampler] = [Ancestral(5), *(DoSMultistep(5, order) for order in (1, 2, 3)), DoSMultistep(50, 1)]
 
 
+class Free(Denoiser):
+    """A denoiser that costs nothing: it takes the anchor for the clean state."""
+
+    def estimate(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.anchor
+
+
 def median_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Processor time of a call on a CPU, elapsed time on a GPU; the first call does not count."""
+    """Median time of a call: processor time on a CPU, elapsed time on a GPU; the first call does not count."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     times = []
     for _ in range(repeats + 1):
@@ -41,21 +51,21 @@ def median_seconds(run: Callable[[], object], device: torch.device, repeats: int
 
 @torch.no_grad()
 def measure(size: int, batch: int, device: torch.device, repeats: int) -> tuple[float, dict[str, float]]:
-    """Seconds of an evaluation, and of a step without it by sampler."""
+    """Seconds of a network evaluation, and of a step without the evaluation, by sampler."""
     unet = SR3UNet(channel_mults=(1, 2, 3, 4), attn_res=(), res_blocks=1, norm_groups=16, conditioning="index")
     unet = unet.to(device, memory_format=torch.channels_last).eval()
     process = DomainShift(ScaledLinear(1000, 0.00085, 0.012), shift_steps=500)
     anchor = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     label = torch.ones(batch, device=device)
 
-    def evaluate(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def evaluate(x: Tensor, t: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             return anchor - unet(x, label, anchor).float()
 
     network = median_seconds(lambda: evaluate(anchor, label), device, repeats)
+    free = Free(nn.Identity(), process, Clean("time"), anchor)
     solvers = {
-        sampler.name: median_seconds(partial(sampler, lambda x, t: anchor, process, anchor), device, 10 * repeats)
-        / sampler.steps
+        sampler.name(process): median_seconds(partial(sampler, free), device, 10 * repeats) / sampler.steps
         for sampler in SAMPLERS
     }
     return network, solvers
@@ -70,13 +80,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
+
     device = torch.device(given.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+
     network, solvers = measure(given.size, given.batch, device, given.repeats)
     lines = ["| sampler | one evaluation, ms | one step beside it, ms | overhead |", "|---|---|---|---|"]
     for name, solver in solvers.items():
         lines.append(f"| {name} | {network * 1e3:.1f} | {solver * 1e3:.2f} | {solver / network:.2%} |")
     print("\n".join(lines))
+
     given.out.mkdir(parents=True, exist_ok=True)
     about = f"{given.batch} x {given.size} x {given.size}, {where}, torch {torch.__version__}, {given.repeats} repeats"
     page = ["# Overhead of the solvers", (__doc__ or "").split("\n\n")[2].strip(), about, "\n".join(lines)]

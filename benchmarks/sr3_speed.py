@@ -1,11 +1,12 @@
-"""SR3's training step and sampling against the widely used public code, both on this machine's CPU, turn by turn.
+"""Speed of SR3's training step and sampling against the widely used public code, on this machine's CPU.
 
     git clone https://github.com/Janspiry/Image-Super-Resolution-via-Iterative-Refinement checkout
     python benchmarks/sr3_speed.py checkout
 
 The public code runs as it ships: its own trainer's step (`optimize_parameters`), float32, contiguous. Ours runs in
-bfloat16 autocast and channels last, with the fused Adam that the config asks for. The model is the published one for
-faces 16 -> 128 with 97.8 million parameters, in batches of 4; the images are noise, which costs the same.
+bfloat16 autocast and channels last, with the fused Adam of the config. The model is the published one for faces 16 ->
+128 with 97.8 million parameters, in batches of 4; the images are noise, on which the time does not depend. The two take
+turns.
 """
 
 import argparse
@@ -35,6 +36,7 @@ SCHEDULE = {"schedule": "linear", "n_timestep": 2000, "linear_start": 1e-6, "lin
 
 
 def noise_batch() -> Batch:
+    """A batch of random images."""
     lr = torch.rand(IMAGES, 3, LOW, LOW) * 2 - 1
     up = interpolate(lr, size=HIGH, mode="bicubic")
     return Batch(hr=torch.rand_like(up) * 2 - 1, lr=lr, up=up, key=[str(index) for index in range(IMAGES)])
@@ -53,6 +55,8 @@ def public_trainer(checkout: Path) -> Any:
 
 
 def public_training(trainer: Any, batch: Batch) -> Run:
+    """One training step of the public code."""
+
     def step() -> None:
         trainer.set_new_noise_schedule(SCHEDULE, schedule_phase="train")
         trainer.netG.train()
@@ -63,6 +67,8 @@ def public_training(trainer: Any, batch: Batch) -> Run:
 
 
 def public_sampling(trainer: Any, batch: Batch) -> Run:
+    """One sampling run of the public code."""
+
     def sample() -> None:
         trainer.set_new_noise_schedule({**SCHEDULE, "n_timestep": SAMPLING_STEPS}, schedule_phase="val")
         trainer.feed_data({"SR": batch["up"]})
@@ -72,7 +78,7 @@ def public_sampling(trainer: Any, batch: Batch) -> Run:
 
 
 def own_model(state: dict[str, torch.Tensor]) -> SR3:
-    """Ours in the same size, with the public model's weights."""
+    """Our model in the same size, with the public model's weights."""
     model = SR3(
         network=SR3UNet(dropout=0.2, orthogonal_init=False),
         process=VP(Linear(2000, 1e-6, 1e-2), continuous=True),
@@ -86,6 +92,7 @@ def own_model(state: dict[str, torch.Tensor]) -> SR3:
 
 
 def own_training(model: SR3, batch: Batch, bfloat16: bool) -> Run:
+    """One training step of ours."""
     optimizer = torch.optim.Adam(model.network.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -100,6 +107,7 @@ def own_training(model: SR3, batch: Batch, bfloat16: bool) -> Run:
 
 
 def own_sampling_of(model: SR3, batch: Batch, bfloat16: bool) -> Run:
+    """One sampling run of ours."""
     sample = own_sampling(model, batch, bfloat16)  # type: ignore[arg-type]
 
     def evaluating() -> object:
@@ -110,10 +118,11 @@ def own_sampling_of(model: SR3, batch: Batch, bfloat16: bool) -> Run:
 
 
 def measured(batch: Batch, arguments: argparse.Namespace, speed: float) -> list[str]:
-    """Both tables; the public trainer and ours take turns, and count the same operations."""
+    """The tables of training and sampling; the rates of all rows are for the operations of the public code."""
     trainer = public_trainer(arguments.checkout)
     trainer.set_new_noise_schedule(SCHEDULE, schedule_phase="train")
     own = own_model(trainer.netG.state_dict())
+
     training = {
         "public": public_training(trainer, batch),
         "ours, float32": own_training(own, batch, bfloat16=False),
@@ -124,6 +133,7 @@ def measured(batch: Batch, arguments: argparse.Namespace, speed: float) -> list[
         "ours, float32": own_sampling_of(own, batch, bfloat16=False),
         "ours, bfloat16": own_sampling_of(own, batch, bfloat16=True),
     }
+
     lines = []
     for title, runs in (("Training step", training), (f"Sampling, {SAMPLING_STEPS} steps", sampling)):
         work = dict.fromkeys(runs, operations(runs["public"]))
@@ -132,6 +142,7 @@ def measured(batch: Batch, arguments: argparse.Namespace, speed: float) -> list[
 
 
 def report(arguments: argparse.Namespace) -> str:
+    """The page in Markdown."""
     torch.manual_seed(0)
     speeds = {name: matrix_speed(dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
     rates = " and ".join(f"{speed:.0f} 10^9/s in {name}" for name, speed in speeds.items())
@@ -141,12 +152,14 @@ def report(arguments: argparse.Namespace) -> str:
 
 
 def main() -> None:
+    """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sr3_speed.md")
     arguments = parser.parse_args()
+
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", ".*self.trainer.*")
     text = report(arguments)

@@ -1,11 +1,12 @@
-"""SRDiff's training step and sampling against the published repository's, both on this machine's CPU, turn by turn.
+"""Speed of SRDiff's training step and sampling against the published repository, on this machine's CPU.
 
     git clone https://github.com/LeiaLi/SRDiff checkout
     python benchmarks/srdiff_speed.py checkout
 
-The published code runs as it ships: float32, contiguous, with the projection of the features at every step, the image
-tail of the encoder, and a reverse step that training makes for its log. Ours runs in bfloat16 autocast and channels
-last. Sizes are those of the released DIV2K model; the images are noise, which costs the same.
+The published code runs as it ships: float32, contiguous, with the projection of the features at every step, the last
+layers of the encoder, and a reverse step that training computes for its log. Ours runs in bfloat16 autocast and
+channels last. Sizes are those of the released DIV2K model; the images are noise, on which the time does not
+depend. The two take turns.
 """
 
 import argparse
@@ -38,6 +39,7 @@ Run = Callable[[], object]
 
 
 def noise_batch() -> Batch:
+    """A batch of random images."""
     lr = torch.rand(IMAGES, 3, CROP // SCALE, CROP // SCALE) * 2 - 1
     up = interpolate(lr, scale_factor=float(SCALE), mode="bicubic")
     return Batch(hr=torch.rand_like(up) * 2 - 1, lr=lr, up=up, key=[str(index) for index in range(IMAGES)])
@@ -66,6 +68,7 @@ def published_model(checkout: Path) -> nn.Module:
 
 
 def published_training(model: nn.Module, batch: Batch) -> Run:
+    """One training step of the published code."""
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
 
     def step() -> None:
@@ -79,6 +82,8 @@ def published_training(model: nn.Module, batch: Batch) -> Run:
 
 
 def published_sampling(model: nn.Module, batch: Batch) -> Run:
+    """One sampling run of the published code."""
+
     def sample() -> None:
         model.eval()
         model.sample_tqdm, trained = False, model.num_timesteps  # type: ignore[assignment]
@@ -90,6 +95,7 @@ def published_sampling(model: nn.Module, batch: Batch) -> Run:
 
 
 def own_model() -> SRDiff:
+    """Our model in the same size."""
     return SRDiff(
         encoder=RRDBNet(SCALE),
         network=SRDiffUNet(SCALE),
@@ -102,6 +108,7 @@ def own_model() -> SRDiff:
 
 
 def own_training(model: SRDiff, batch: Batch, bfloat16: bool) -> Run:
+    """One training step of ours."""
     optimizer = torch.optim.Adam(model.network.parameters(), lr=2e-4)
 
     def step() -> None:
@@ -115,6 +122,8 @@ def own_training(model: SRDiff, batch: Batch, bfloat16: bool) -> Run:
 
 
 def own_sampling(model: SRDiff, batch: Batch, bfloat16: bool) -> Run:
+    """One sampling run of ours."""
+
     def sample() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             return model.super_resolve(batch)
@@ -123,13 +132,14 @@ def own_sampling(model: SRDiff, batch: Batch, bfloat16: bool) -> Run:
 
 
 def seconds(run: Run) -> float:
+    """Elapsed seconds of a run."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def alternate(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round, the runs taking turns, after a round that is not counted."""
+    """Seconds of each run in each round; the runs take turns, and the first round does not count."""
     for run in runs.values():
         run()
     measured: dict[str, list[float]] = {name: [] for name in runs}
@@ -140,20 +150,21 @@ def alternate(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
 
 
 def operations(run: Run) -> float:
-    """Floating-point operations of the run's convolutions and products, in 10^9."""
+    """Floating-point operations of the run's convolutions and matrix products, in 10^9."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 1e9
 
 
 def matrix_speed(dtype: torch.dtype, size: int = 2048) -> float:
-    """What this machine's matrix product reaches, in 10^9 operations a second."""
+    """Speed of a matrix product on this machine, in 10^9 operations per second."""
     left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     left @ right
     return 2 * size**3 / min(seconds(lambda: left @ right) for _ in range(7)) / 1e9
 
 
 def processor() -> str:
+    """Name, number of cores and bfloat16 instructions of the processor."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     units = [unit for unit in ("amx_bf16", "avx512_bf16") if unit in info.read_text()]
@@ -161,19 +172,24 @@ def processor() -> str:
 
 
 def table(title: str, measured: dict[str, list[float]], work: dict[str, float], speed: float) -> list[str]:
-    """Median, range, ratio of each round, the speed in operations, and what `speed` 10^9/s throughout would give."""
+    """A table in Markdown with medians, ranges, ratios to the first row and operations per second.
+
+    A sentence below it gives the ratio that would be reached at `speed` 10^9 operations per second throughout.
+    """
     lines = [
         f"## {title}",
         "",
         "| | median s | range | times faster, median of rounds | 10^9 operations | per second |",
     ]
     lines.append("| --- | --- | --- | --- | --- | --- |")
+
     published = next(iter(measured.values()))
     for name, times in measured.items():
         ratio = statistics.median(first / own for first, own in zip(published, times, strict=True))
         middle = statistics.median(times)
         row = f"{middle:.3f} | {min(times):.3f} to {max(times):.3f} | {ratio:.2f}"
         lines.append(f"| {name} | {row} | {work[name]:.0f} | {work[name] / middle:.0f} |")
+
     least = list(work.values())[-1] / speed
     limit = f"{statistics.median(published) / least:.2f} times faster than published"
     lines += [
@@ -184,6 +200,7 @@ def table(title: str, measured: dict[str, list[float]], work: dict[str, float], 
 
 
 def header(arguments: argparse.Namespace, speeds: dict[str, float]) -> list[str]:
+    """The beginning of the page: the command and the machine."""
     reached = " and ".join(f"{speed:.0f} 10^9/s in {name}" for name, speed in speeds.items())
     machine = f"{processor()}; torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds."
     command = f"`python benchmarks/srdiff_speed.py {arguments.checkout.name} --rounds {arguments.rounds}`"
@@ -198,8 +215,10 @@ def header(arguments: argparse.Namespace, speeds: dict[str, float]) -> list[str]
 
 
 def report(arguments: argparse.Namespace) -> str:
+    """The page in Markdown."""
     torch.manual_seed(0)
     batch, published, own = noise_batch(), published_model(arguments.checkout), own_model()
+
     training = {
         "published": published_training(published, batch),
         "ours, float32": own_training(own, batch, bfloat16=False),
@@ -210,6 +229,7 @@ def report(arguments: argparse.Namespace) -> str:
         "ours, float32": own_sampling(own, batch, bfloat16=False),
         "ours, bfloat16": own_sampling(own, batch, bfloat16=True),
     }
+
     speeds = {name: matrix_speed(dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
     lines = header(arguments, speeds)
     for what, runs in (("Training step", training), (f"Sampling, {SAMPLING_STEPS} steps", sampling)):
@@ -220,12 +240,14 @@ def report(arguments: argparse.Namespace) -> str:
 
 
 def main() -> None:
+    """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="a checkout of github.com/LeiaLi/SRDiff")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "srdiff_speed.md")
     arguments = parser.parse_args()
+
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", ".*self.trainer.*")
     text = report(arguments)

@@ -1,4 +1,4 @@
-"""An exponential moving average of what is trained."""
+"""An exponential moving average of the trainable parameters."""
 
 from typing import Any
 
@@ -16,15 +16,18 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class EMA(Callback):
     """Validates, tests and predicts with the moving average of the trainable parameters.
 
-    Lightning's `EMAWeightAveraging` copies the whole module, frozen networks included; this callback keeps one more
-    copy of what is trained and nothing else. The convention of checkpoints is Lightning's: `state_dict` holds the
-    averages, ready for use, and `current_model_state` the raw values of the parameters that are averaged, from which
-    training resumes exactly. When training ends the model is left with the averages.
+    Lightning's `EMAWeightAveraging` copies the whole module, including frozen networks; this callback copies only the
+    trainable parameters. Checkpoints follow Lightning's convention: `state_dict` holds the averages, and
+    `current_model_state` the raw values of the averaged parameters, from which training resumes exactly. After training
+    the model holds the averages.
 
     Args:
-        decay: Share of the average that a step keeps.
-        warmup: Begin with a small share, min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are not
-            averaged with their initial weights.
+        decay: Weight of the old average in an update, in [0, 1).
+        warmup: Start with a smaller decay, min(decay, (1 + n) / (10 + n)) after n updates, so that the average of a
+            short run does not contain the initial weights.
+
+    Raises:
+        ValueError: `decay` is outside [0, 1).
     """
 
     def __init__(self, decay: float = 0.9999, warmup: bool = True) -> None:
@@ -32,15 +35,16 @@ class EMA(Callback):
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay, self.warmup = decay, warmup
         self._updates = 0
-        self._step = 0  # optimizer steps at the latest update
-        self._shadow: dict[str, Tensor] = {}  # what the model does not hold: averages, or raw values while swapped
+        self._step = 0  # number of optimizer steps at the last update
+        # The averages; while `_swapped`, the model holds the averages and this holds the raw values.
+        self._shadow: dict[str, Tensor] = {}
         self._swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses what the average cannot work with.
+        """Checks the strategy and the checkpoint callbacks.
 
         Raises:
-            ValueError: the strategy shards parameters, or checkpoints would hold the raw weights alone.
+            ValueError: the strategy shards parameters, or checkpoints would hold the raw weights instead of averages.
         """
         if stage != TrainerFn.FITTING:
             return
@@ -50,34 +54,40 @@ class EMA(Callback):
             )
         if any(isinstance(c, ModelCheckpoint) and c.save_weights_only for c in trainer.checkpoint_callbacks):
             raise ValueError(
-                "ModelCheckpoint with save_weights_only asks no callback, so its files would hold the raw weights; "
-                "set save_weights_only: false to use EMA"
+                "ModelCheckpoint with save_weights_only does not call other callbacks, so its files would hold the raw "
+                "weights; set save_weights_only: false to use EMA"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts from the current weights, or from what a checkpoint restored, on the model's device."""
-        trained = _trained(pl_module)
+        """Starts the averages from the current weights, or from a checkpoint's averages, on the model's device.
+
+        Raises:
+            ValueError: the checkpoint has averages of other parameters.
+        """
+        trained = trainable_parameters(pl_module)
         if self._shadow and self._shadow.keys() != trained.keys():
             different = sorted(self._shadow.keys() ^ trained.keys())
             raise ValueError(
                 f"the checkpoint averages other parameters than are trained now: {', '.join(different[:6])}"
             )
+
         self._shadow = {
             name: torch.empty_like(value).copy_(self._shadow.get(name, value)) for name, value in trained.items()
         }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts from the step that training starts or resumes at."""
+        """Notes the step at which training starts or resumes."""
         self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the averages after each optimizer step."""
+        """Updates the averages after each optimizer step."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        current = list(_trained(pl_module).values())
+
+        current = list(trainable_parameters(pl_module).values())
         average = get_ema_multi_avg_fn(self._decay())  # type: ignore[no-untyped-call]
         average(list(self._shadow.values()), current, self._updates)
         self._updates += 1
@@ -86,33 +96,34 @@ class EMA(Callback):
         return min(self.decay, (1 + self._updates) / (10 + self._updates)) if self.warmup else self.decay
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validates the averages."""
+        """Puts the averages into the model."""
         if self._shadow:
             self._swap(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Trains on with the raw weights."""
+        """Puts the raw weights back into the model."""
         if self._shadow:
             self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the averages in the model; checkpoints can still be written until the run is torn down."""
+        """Leaves the averages in the model; raw weights are kept for checkpoints until the run is torn down."""
         self._swap(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets go of the raw weights."""
+        """Frees the raw weights."""
         self._shadow, self._swapped, self._updates = {}, False, 0
 
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
-        for name, parameter in _trained(pl_module).items():
+        """Exchanges the values of the parameters and of `_shadow`."""
+        for name, parameter in trainable_parameters(pl_module).items():
             held = parameter.clone()
             parameter.copy_(self._shadow[name])
             self._shadow[name].copy_(held)
         self._swapped = not self._swapped
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of updates, which the warm-up goes by."""
+        """The number of updates, from which the warm-up computes the decay."""
         return {"updates": self._updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -123,6 +134,7 @@ class EMA(Callback):
         """Puts the averages in `state_dict` and the raw values in `current_model_state`."""
         if not self._shadow:
             return
+
         weights = checkpoint["state_dict"]
         model = {name: weights[name] for name in self._shadow}
         averages, raw = (model, self._shadow) if self._swapped else (self._shadow, model)
@@ -130,18 +142,20 @@ class EMA(Callback):
         checkpoint["current_model_state"] = dict(raw)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes the averages out of `state_dict` and gives the model its raw values back, to train on."""
+        """When training resumes, restores the averages and the raw values of the parameters."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         raw = checkpoint.get("current_model_state")
         if raw is None:
             rank_zero_info("the checkpoint was written without EMA: the average starts from its weights")
             return
+
         self._shadow = {name: checkpoint["state_dict"][name].clone() for name in raw}
         with torch.no_grad():
             for name, value in raw.items():
                 pl_module.get_parameter(name).copy_(value)
 
 
-def _trained(pl_module: LightningModule) -> dict[str, Tensor]:
+def trainable_parameters(pl_module: LightningModule) -> dict[str, Tensor]:
+    """The parameters that are trained, by name."""
     return {name: parameter for name, parameter in pl_module.named_parameters() if parameter.requires_grad}

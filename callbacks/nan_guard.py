@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no number, and keeps what is needed to repeat the step."""
+"""Stops training when the loss is NaN or infinite, and saves what is needed to repeat the step."""
 
 import json
 from pathlib import Path
@@ -26,14 +26,14 @@ class NaNGuard(Callback):
 
     def __init__(self) -> None:
         self._folder = Path()
-        self._checkpoint: dict[str, Any] | None = None  # of the step whose loss is no number
+        self._checkpoint: dict[str, Any] | None = None  # of the step whose loss is not finite
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the run's folder while all processes are here: asking for it makes them meet."""
+        """Notes the run's folder now, because `log_dir` is a collective call, for which all processes must be here."""
         self._folder = Path(trainer.log_dir or ".") / "nan"
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Looks at the loss, and keeps the weights before the optimizer ruins them."""
+        """Checks the loss; if it is not finite, copies the weights before the optimizer changes them."""
         if self._checkpoint is None and not torch.isfinite(loss).all():
             weights = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
             self._checkpoint = {"loss": float(loss.detach()), "seed": torch.initial_seed(), "state_dict": weights}
@@ -42,13 +42,14 @@ class NaNGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Writes down a step whose loss is no number.
+        """Writes the record of a step whose loss is not finite, and ends the training.
 
         Raises:
-            NonFiniteLossError: it is one.
+            NonFiniteLossError: the loss was NaN or infinite.
         """
         if self._checkpoint is None:
             return
+
         stem = self._folder / f"step-{trainer.global_step:06d}-rank-{trainer.global_rank}"
         times = outputs.get("t") if isinstance(outputs, dict) else None
         record = {
@@ -63,11 +64,13 @@ class NaNGuard(Callback):
             "batch": batch_idx,
             "step": trainer.global_step,
         }
+
         tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
         self._folder.mkdir(parents=True, exist_ok=True)
         stem.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
         save_file(tensors, stem.with_suffix(".safetensors"))
         torch.save({"state_dict": self._checkpoint["state_dict"]}, stem.with_suffix(".ckpt"))
+
         raise NonFiniteLossError(
             f"the loss became {record['loss']} at step {record['step']} on {', '.join(batch['key'])}. See where: "
             f"lightning replay {stem}.json. Lower the learning rate, clip gradients "

@@ -1,4 +1,4 @@
-"""Enlarged images as files."""
+"""Writes enlarged images to PNG files."""
 
 import os
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from torch import Tensor
 from callbacks.evaluation import gather_by_key
 from datamodules.batch import to_pixels
 
-WHITE = 32  # grey levels of standard deviation that a picture of it shows in white
+WHITE = 32  # standard deviation, in grey levels of 255, that is drawn in white
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes each enlarged image to `<folder>/<key>.png`, as soon as it is there, and says where.
+    """Writes each enlarged image to `<folder>/<key>.png` as soon as it is computed.
 
-    Sub-folders of the input are kept. A file that exists is never overwritten, whatever wrote it, so that the output
-    may safely go beside the input. Where several draws of an image were made, `<key>.png` is their mean and
-    `<key>_std.png` shows how much they differ, see `spread_picture`. Nothing is returned: a folder of photographs would
-    not fit in memory.
+    Sub-folders of the input are kept. Existing files are never overwritten, so the folder may be that of the input.
+    With several draws of each image, `<key>.png` is their mean and `<key>_std.png` a picture of their standard
+    deviation, see `spread_picture`. Predictions are not returned to the caller, because the images of a large folder
+    would not fit in memory.
 
     Args:
-        folder: Where to write; `predictions` in the run's folder by default.
+        folder: The folder to write to; `predictions` in the run's folder by default.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -37,16 +37,19 @@ class PredictionWriter(BasePredictionWriter):
         self._written: dict[str, None] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Notes the run's folder while all processes are here: one without an image to enlarge leaves the loop out."""
+        """Notes the folder now, because `log_dir` is a collective call.
+
+        A process that has no images to enlarge skips the prediction loop and would not take part later.
+        """
         super().setup(trainer, pl_module, stage)
         run = Path(trainer.log_dir or ".")
         self._target = run / "predictions" if self.folder is None else Path(self.folder).expanduser()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the folder before the first image is computed.
+        """Creates the folder before the first image is computed.
 
         Raises:
-            OSError: it cannot be written to.
+            OSError: the folder cannot be created or written to.
         """
         trainer.predict_loop.return_predictions = False
         self._written = {}
@@ -60,15 +63,15 @@ class PredictionWriter(BasePredictionWriter):
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Looks for files in the way before the images are computed.
+        """Checks, before the images are computed, that their files do not exist yet.
 
         Raises:
-            FileExistsError: there is one.
+            FileExistsError: one of the files exists.
         """
         suffixes = ("", "_std") if getattr(pl_module, "draws", 1) > 1 else ("",)
         for path in (self._path(key + suffix) for key in batch["key"] for suffix in suffixes):
             if path.exists():
-                raise FileExistsError(_in_the_way(path))
+                raise FileExistsError(_exists_message(path))
 
     def write_on_batch_end(
         self,
@@ -92,18 +95,19 @@ class PredictionWriter(BasePredictionWriter):
             self._written[key] = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Says what was written, and where."""
+        """Prints how many images were written, and to which folder."""
         if stage != TrainerFn.PREDICTING:
             return
+
         written = gather_by_key(self._written)
         if trainer.is_global_zero:
             print(f"{len(written)} image{'' if len(written) == 1 else 's'} written to {self._target}", flush=True)
 
     def _path(self, key: str) -> Path:
-        """`key` below the target folder.
+        """The file of `key` in the target folder.
 
         Raises:
-            ValueError: the key leads out of it.
+            ValueError: the key is a path that leads out of the folder.
         """
         if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
             raise ValueError(f"{key}: leads out of the folder of results")
@@ -111,27 +115,28 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def spread_picture(std: Tensor) -> Tensor:
-    """Standard deviations of several draws `[B,3,H,W]`, for images in [-1, 1], as a grey picture in [-1, 1].
+    """Standard deviations of several draws as grey pictures in [-1, 1], both `[B,3,H,W]`.
 
-    Each pixel is the root mean square over its channels; white stands for 32 grey levels and more, in every picture.
+    The deviations are those of images in [-1, 1]. The brightness of a pixel is the root mean square over its channels;
+    white is a deviation of 32 of 255 grey levels or more in every picture, so that pictures can be compared.
     """
     grey_levels = std.square().mean(dim=1, keepdim=True).sqrt() * 127.5
     return (grey_levels / WHITE * 2 - 1).clamp(max=1).expand(-1, 3, -1, -1)
 
 
 def write_png(path: Path, image: Image.Image) -> None:
-    """Writes a new file, whole or not at all.
+    """Writes an image to a new file; after an error no partial file remains.
 
     Raises:
-        FileExistsError: there is a file of that name.
-        OSError: it cannot be written.
+        FileExistsError: the file exists.
+        OSError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
+        with path.open("xb") as file:  # "x" fails if another process has made the file meanwhile
             image.save(file, format="PNG")
     except FileExistsError as error:
-        raise FileExistsError(_in_the_way(Path(error.filename))) from error
+        raise FileExistsError(_exists_message(Path(error.filename))) from error
     except OSError as error:
         path.unlink(missing_ok=True)
         raise OSError(
@@ -139,5 +144,5 @@ def write_png(path: Path, image: Image.Image) -> None:
         ) from error
 
 
-def _in_the_way(path: Path) -> str:
+def _exists_message(path: Path) -> str:
     return f"{path}: exists, and nothing is overwritten; delete it or name another folder"

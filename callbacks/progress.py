@@ -1,4 +1,4 @@
-"""How a run is going: loss, step time and images a second, on a terminal or in a log file."""
+"""Progress of training: loss, step time and images per second, on a terminal or in a log file."""
 
 import sys
 from collections import deque
@@ -10,17 +10,17 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-WINDOW = 20  # steps that times are averaged over
+WINDOW = 20  # number of steps over which times are averaged
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar with the time of a step and the images of all processes a second.
+    """Lightning's progress bar with the time of a step and the images per second over all processes.
 
-    Where the output is no terminal, as in a job's log file, bars are replaced by a line every few steps.
+    If the output is not a terminal, such as a job's log file, a line every few steps replaces the bar.
 
     Args:
-        refresh_rate: Steps between updates of the bar; each reads the loss, for which the device is waited.
-        log_every_n_steps: Steps between lines where the output is no terminal.
+        refresh_rate: Steps between updates of the bar. An update reads the loss, which waits for the device.
+        log_every_n_steps: Steps between lines if the output is not a terminal.
     """
 
     def __init__(self, refresh_rate: int = 10, log_every_n_steps: int = 50) -> None:
@@ -28,13 +28,13 @@ class Progress(TQDMProgressBar):
         super().__init__(refresh_rate=0 if self.lines else refresh_rate)
         self.log_every_n_steps = log_every_n_steps
         self._seconds: deque[float] = deque(maxlen=WINDOW)
-        self._images = 0  # of one step, over all processes
-        self._mark = perf_counter()
+        self._images = 0  # images of one step, over all processes
+        self._mark = perf_counter()  # end of the last step
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What Lightning shows, and the speed."""
+        """Lightning's metrics, the mean time of a step and the images per second."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         if self._seconds:
@@ -43,30 +43,32 @@ class Progress(TQDMProgressBar):
         return shown
 
     def on_train_start(self, *arguments: Any) -> None:
-        """Starts the clock."""
+        """Starts the timing."""
         super().on_train_start(*arguments)
         self._mark = perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Takes the time of a step, from the end of the one before, so that waiting for data counts."""
+        """Measures the time since the end of the last step, which includes waiting for data."""
         now = perf_counter()
         self._seconds.append(now - self._mark)
         self._mark = now
         self._images = len(batch["key"]) * trainer.world_size
+
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.lines and trainer.is_global_zero and (batch_idx + 1) % self.log_every_n_steps == 0:
             self._print_line(trainer, pl_module)
 
     def _print_line(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the step and the metrics in one line."""
         metrics = self.get_metrics(trainer, pl_module).items()
         values = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics]
         total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
         print(f"{trainer.global_step}{total} steps: {', '.join(values)}", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the validation out of the step times."""
+        """Restarts the timing, so that validation does not count as part of a step."""
         super().on_validation_end(trainer, pl_module)
         if self.lines and trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
             self._print_line(trainer, pl_module)

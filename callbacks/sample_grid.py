@@ -1,4 +1,4 @@
-"""A picture of fixed images at every validation: what was given, what came out, what was wanted."""
+"""A picture of the same images at every validation: input, enlarged input, result and target."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -13,34 +13,38 @@ from callbacks.evaluation import EvaluationCallback
 from datamodules.batch import Batch, to_pixels
 
 Tile = NDArray[np.uint8]  # [H,W,3]
-Column = dict[str, Tile]  # of one image, by the row's title
+Column = dict[str, Tile]  # the tiles of one image by the title of their row
 
-MARGIN = 110  # pixels for the titles of rows
-HEADER = 20  # pixels for the keys above columns
-GAP = 4
+MARGIN = 110  # width in pixels of the titles of rows
+HEADER = 20  # height in pixels of the keys above columns
+GAP = 4  # pixels between tiles
 GREY = (96, 96, 96)
 
 
 @runtime_checkable
 class ImageLogger(Protocol):
-    """A logger that takes pictures, as WandbLogger does."""
+    """A logger that accepts images, such as WandbLogger."""
 
     def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
         """Logs `images` under `key`."""
 
 
 class SampleGrid(EvaluationCallback[Column]):
-    """Rows lr, up, sr, hr and the method's panels (YODA's attention and masks); one column for each of a few images.
+    """Draws a grid with one column for each of a few images.
 
-    The images, and the noise they are drawn with, are the same at every validation. Large images are shown as their
-    centre at full resolution. Each picture is written by one process to `samples/step-<n>.png` in the run's folder
-    (`samples/test-step-<n>.png` by a test), and to every logger that takes pictures.
+    The rows are the low-resolution image, the enlarged one, the result, the target, and the method's panels, such as
+    the attention and masks of YODA. Images and their noise are the same at every validation. Of a large image the
+    centre is shown at full resolution. One process writes the picture to `samples/step-<n>.png` in the run's folder
+    (a test: `samples/test-step-<n>.png`) and to every logger that accepts images.
 
     Args:
-        keys: Of the images to show; by default the first few in the order of keys.
-        images: How many, where `keys` is not given.
+        keys: Keys of the images to show; by default the first few in sorted order.
+        images: Number of images if `keys` is not given.
         size: Largest side of a tile, in pixels of the high-resolution image.
-        baseline: What made `batch["up"]`, as the row is titled.
+        baseline: Title of the row of enlarged images: how `batch["up"]` was made.
+
+    Raises:
+        ValueError: `images` or `size` is below 1.
     """
 
     def __init__(
@@ -51,17 +55,19 @@ class SampleGrid(EvaluationCallback[Column]):
         super().__init__()
         self.keys, self.images, self.size, self.baseline = keys, images, size, baseline
 
-    def _shown(self, keys: list[str]) -> list[str]:
-        """Those of `keys` that a grid of these images would show."""
+    def _selected(self, keys: list[str]) -> list[str]:
+        """The keys of the images that a grid shows if there are images with these `keys`, in the order of columns."""
         return sorted(keys)[: self.images] if self.keys is None else [key for key in self.keys if key in keys]
 
     def collect(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """Makes the tiles of those images of the batch that are shown."""
-        shown = set(self._shown([*self.kept, *batch["key"]]))
+        """Keeps the tiles of the images to show, as far as the batches up to now tell which these are."""
+        selected = set(self._selected([*self.kept, *batch["key"]]))
         for index, key in enumerate(batch["key"]):
-            if key in shown:
+            if key in selected:
                 self.kept[key] = column(outputs, batch, index, self.size, self.baseline)
-        self.kept = {key: tiles for key, tiles in self.kept.items() if key in shown}
+
+        # An image of this batch may come before a kept one in the order and take its place.
+        self.kept = {key: tiles for key, tiles in self.kept.items() if key in selected}
 
     def conclude(
         self,
@@ -72,28 +78,30 @@ class SampleGrid(EvaluationCallback[Column]):
         kept: dict[str, Column],
         folder: Path,
     ) -> None:
-        """Draws the grid, for the run's folder and the loggers.
+        """Draws the grid and gives it to the run's folder and the loggers.
 
         Raises:
-            ValueError: an image that was asked for was not there.
+            ValueError: one of `keys` was not evaluated.
         """
         missing = sorted(set(self.keys or []) - kept.keys())
         if missing:
             raise ValueError(f"{', '.join(missing)}: to be shown in the sample grid, but no such image was evaluated")
         if not trainer.is_global_zero:
             return
-        grid = draw({key: kept[key] for key in self._shown(list(kept))})
+
+        grid = draw({key: kept[key] for key in self._selected(list(kept))})
         prefix = "" if stage == "val" else f"{stage}-"
         path = folder / "samples" / f"{prefix}step-{trainer.global_step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
+
         for logger in trainer.loggers:
             if isinstance(logger, ImageLogger):
                 logger.log_image(f"{stage}/samples", [grid], step=trainer.global_step)
 
 
 def column(outputs: dict[str, Any], batch: Batch, index: int, size: int, baseline: str) -> Column:
-    """The tiles of image `index` of a batch, by title, at most `size` pixels on each side."""
+    """The tiles of image `index` of a batch by title, each at most `size` pixels high and wide."""
     keys = batch["key"][index : index + 1]
     scale = batch["up"].shape[-1] // batch["lr"].shape[-1]
     nearest = batch["lr"][index].repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
@@ -105,7 +113,7 @@ def column(outputs: dict[str, Any], batch: Batch, index: int, size: int, baselin
 
 
 def centre(image: Tensor, size: int) -> Tensor:
-    """The middle of `[C,H,W]`, at most `size` pixels on each side."""
+    """The centre of an image `[C,H,W]`, at most `size` pixels high and wide."""
     height, width = image.shape[-2:]
     top, left = max(height - size, 0) // 2, max(width - size, 0) // 2
     return image[..., top : top + size, left : left + size]
@@ -116,28 +124,35 @@ def _tile(pixels: Tensor) -> Tile:
 
 
 class _Cell(NamedTuple):
+    """The size of the grid's cells, in pixels."""
+
     width: int
     height: int
 
-    def corner(self, row: int, place: int) -> tuple[int, int]:
-        return MARGIN + place * (self.width + GAP), HEADER + row * (self.height + GAP)
+    def top_left(self, row: int, column: int) -> tuple[int, int]:
+        """The x and y coordinates of a cell's upper left corner."""
+        return MARGIN + column * (self.width + GAP), HEADER + row * (self.height + GAP)
 
 
 def draw(columns: dict[str, Column]) -> Image.Image:
-    """The labelled grid of `{key: {title: tile}}`."""
+    """The grid of columns `{key: {title: tile}}`, with titles at the left and keys at the top."""
     titles = list(dict.fromkeys(title for tiles in columns.values() for title in tiles))
     shapes = [tile.shape for tiles in columns.values() for tile in tiles.values()]
     cell = _Cell(width=max(shape[1] for shape in shapes), height=max(shape[0] for shape in shapes))
-    picture = Image.new("RGB", cell.corner(len(titles), len(columns)), GREY)
+    picture = Image.new("RGB", cell.top_left(len(titles), len(columns)), GREY)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+
     for row, title in enumerate(titles):
-        pen.text((GAP, cell.corner(row, 0)[1] + GAP), title, font=font)
-    for place, (key, tiles) in enumerate(columns.items()):
-        left, _ = cell.corner(0, place)
+        pen.text((GAP, cell.top_left(row, 0)[1] + GAP), title, font=font)
+
+    for position, (key, tiles) in enumerate(columns.items()):
+        # Keys that are too long lose their beginning, because the end tells the images of a data set apart.
         label = key
         while pen.textlength(label, font=font) > cell.width and len(label) > 1:
-            label = label[1:]  # the end of a key tells images of one set apart
+            label = label[1:]
+        left, _ = cell.top_left(0, position)
         pen.text((left, GAP), label, font=font)
+
         for title, tile in tiles.items():
-            picture.paste(Image.fromarray(tile), cell.corner(titles.index(title), place))
+            picture.paste(Image.fromarray(tile), cell.top_left(titles.index(title), position))
     return picture

@@ -192,23 +192,30 @@ def newest(root: Path, kind: str) -> Path:
     last = [path for run in runs for path in run.glob("last*.ckpt")]
     if not last:
         raise CheckpointError(f"{root}: no run there has a checkpoints/last.ckpt; name the experiment or a file")
-    path = max(last, key=lambda file: file.stat().st_mtime)
+    path = max(last, key=_written)
     if kind == "best":
-        path = _best(path)
+        path = _best(path.parent)
     return Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
 
 
-def _best(last: Path) -> Path:
-    """The checkpoint that `last` names as the best of its run."""
-    callbacks = read_checkpoint(last, weights=False).get("callbacks", {})
-    named = [state["best_model_path"] for state in callbacks.values() if state.get("monitor")]
-    if not named or not named[0]:
-        raise CheckpointError(
-            f"{last}: the run monitored no metric that would tell its best checkpoint; train with "
-            "--trainer.callbacks+ ModelCheckpoint --trainer.callbacks.init_args.monitor val/psnr_y "
-            "--trainer.callbacks.init_args.mode max, or name a file"
-        )
-    best = last.parent / Path(named[0]).name  # the run's folder may have moved
-    if not best.is_file():
-        raise CheckpointError(f"{best}: is the best checkpoint of its run, but no longer there")
-    return best
+def _best(run: Path) -> Path:
+    """The checkpoint that the newest file of a run's checkpoints names as the best."""
+    for path in sorted(run.glob("*.ckpt"), key=_written, reverse=True):
+        states = read_checkpoint(path, weights=False).get("callbacks", {}).values()
+        best = {state["monitor"]: state["best_model_path"] for state in states if state.get("monitor")}
+        if len(best) > 1:
+            raise CheckpointError(f"{run}: the run monitored {' and '.join(best)}; name the file of the one you mean")
+        for name in best.values():
+            if not (run / Path(name).name).is_file():  # the name alone: the run's folder may have moved
+                raise CheckpointError(
+                    f"{run / Path(name).name}: is the best checkpoint of its run, but no longer there"
+                )
+            return run / Path(name).name
+    raise CheckpointError(
+        f"{run}: the run monitored no metric that would tell its best checkpoint; train with a ModelCheckpoint that "
+        "has `monitor: val/psnr_y` and `mode: max`, or name a file"
+    )
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime

@@ -46,6 +46,7 @@ class SRDiff(DiffusionModule):
         self.encoder_loss = 0.0 if freeze_encoder else encoder_loss
         self.encoder.requires_grad_(not freeze_encoder)
         if not self.encoder_loss:
+            # Without a loss on the encoder's image these layers would get no gradient, which DDP reports as an error.
             for layer in self.encoder.image_layers():
                 layer.requires_grad_(False)
 

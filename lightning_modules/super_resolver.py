@@ -153,6 +153,7 @@ class SuperResolver(LightningModule, ABC):
         Raises:
             ValueError: the checkpoint was written by another class.
         """
+        # Checkpoints of models built in Python have no class path, and are checked by their tensors alone.
         written_by = checkpoint.get("hyper_parameters", {}).get("_class_path")
         own = f"{type(self).__module__}.{type(self).__qualname__}"
         if written_by is not None and written_by != own:

@@ -22,45 +22,19 @@ ADAPTED = {
     if (ROOT / "lightning_modules" / path.name).is_file()
 }
 
-# folder -> the folders and modules it may import from; a file belongs to the longest prefix here that it lies in
-ARROWS: dict[str, set[str]] = {
-    "lightning_modules.diffusion": set(),
-    "lightning_modules.hub": set(),
-    "lightning_modules.networks": {"lightning_modules.hub"},
-    "lightning_modules.metrics": set(),
-    "datamodules.degradations": set(),
-    "datamodules.stream": {"datamodules.images"},
-    "datamodules.prepare": {"datamodules"},
-    "datamodules": {"datamodules.degradations", "datamodules.stream", "datamodules.prepare"},
-    "lightning_modules.published.basicsr_names": set(),  # parts of a method read such files, too
-    "lightning_modules.published": {
-        "lightning_modules.diffusion",
-        "lightning_modules.networks",
-        "lightning_modules.checkpoint",
-        "lightning_modules.config",
-        "lightning_modules.config_errors",
-        "lightning_modules.super_resolver",
-        *ADAPTED,
-    },
-    "lightning_modules": {
-        "lightning_modules.diffusion",
-        "lightning_modules.networks",
-        "lightning_modules.metrics",
-        "lightning_modules.skipping",
-        "lightning_modules.published.basicsr_names",
-        "datamodules.batch",
-    },
-    "lightning_modules.skipping": {
-        "lightning_modules.base",
-        "lightning_modules.checkpoint",
-        "lightning_modules.super_resolver",
-        "lightning_modules.diffusion",
-        "lightning_modules.metrics",
-        "datamodules.batch",
-    },
-    "lightning_modules.cli": {"lightning_modules", "lightning_modules.published", "datamodules", "callbacks"},
-    "callbacks": {"lightning_modules.metrics", "datamodules.batch"},
-}
+# A row of the README's table: a folder or file, what it holds, and what it may import.
+ROW = re.compile(r"^\| `((?:lightning_modules|datamodules|callbacks)[\w/]*)` \|.*\|(.*)\|$", re.MULTILINE)
+
+
+def table() -> dict[str, set[str]]:
+    """What may import what, as the README says; a file belongs to the longest row that it lies in."""
+    rows = ROW.findall((ROOT / "README.md").read_text())
+    arrows = {row.replace("/", "."): set(re.findall(r"`([\w.]+)`", targets.replace("/", "."))) for row, targets in rows}
+    arrows["lightning_modules.published"] |= ADAPTED
+    return arrows
+
+
+ARROWS = table()
 PURE = (
     "lightning_modules.diffusion",
     "lightning_modules.hub",
@@ -93,7 +67,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_follow_the_arrows(path: Path) -> None:
+def test_imports_follow_the_table(path: Path) -> None:
     room = room_of(name_of(path))
     for imported in imports(path):
         if not any(within(imported, package) for package in PACKAGES):
@@ -161,6 +135,14 @@ def arrows() -> dict[str, set[str]]:
         targets = {module(name) for name in mentioned(path)} - {None, name_of(path), *PACKAGES}
         found[name_of(path)] = {target for target in targets if target is not None}
     return found
+
+
+def test_the_table_names_folders_and_files_that_exist() -> None:
+    names = {name_of(path) for path in FILES}
+    named = set(ARROWS).union(*ARROWS.values())
+    assert named <= names, f"the README names {', '.join(sorted(named - names))}"
+    folders = {name_of(path.parent / "__init__.py") for path in FILES}
+    assert folders <= set(ARROWS), f"the README has no row for {', '.join(sorted(folders - set(ARROWS)))}"
 
 
 def test_no_modules_need_each_other() -> None:

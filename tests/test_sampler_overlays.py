@@ -15,18 +15,19 @@ from tests.tiny.experiments import tiny_overlays
 
 SAMPLERS = sorted(path.stem for path in (CONFIGS / "sampler").glob("*.yaml"))
 OVERLAYS = [name for name in SAMPLERS if name != "skip_policy"]  # which belongs to the process it was trained on
-HOSTS = ["sr3", "srdiff", "resshift_pixel", "dossr_pixel", "edm", "relay_x4"]
+HOSTS = ["sr3", "srdiff", "resshift_pixel", "dossr_pixel", "flow", "edm", "relay_x4"]
 # What a host cannot do, and how the refusal begins.
 REFUSED = {
     ("relay_x4", "dpmpp_2m"): "the mean of RelayProcess is not a multiple of x0",
     ("relay_x4", "dpmpp_2m_sde"): "the mean of RelayProcess is not a multiple of x0",
     ("relay_x4", "heun"): "the mean of RelayProcess is not a multiple of x0",
     ("relay_x4", "dos"): "the mean of RelayProcess is not a multiple of x0",
+    ("flow", "heun"): "karras spacing needs a process with a table of steps; RectifiedFlow has none",
     ("edm", "dos"): "DoSMultistep needs a process with a Markov posterior",
     ("edm", "dpmpp_2m_sde"): "DPMSolverPlusPlus with stochastic: true needs a process with a Markov posterior",
     ("edm", "relay_heun"): "RelayHeun continues a RelayProcess, not EDMProcess",
-    **{(host, "edm_heun"): "EDMHeun needs a process that adds noise without shrinking" for host in HOSTS[:4]},
-    **{(host, "relay_heun"): "RelayHeun continues a RelayProcess, not" for host in HOSTS[:4]},
+    **{(host, "edm_heun"): "EDMHeun needs a process that adds noise without shrinking" for host in HOSTS[:5]},
+    **{(host, "relay_heun"): "RelayHeun continues a RelayProcess, not" for host in HOSTS[:5]},
 }
 
 

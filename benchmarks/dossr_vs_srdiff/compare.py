@@ -2,12 +2,12 @@
 
     python benchmarks/dossr_vs_srdiff/compare.py --train bsds400 --test set5 --minutes 120 [--runs runs] [--out ...]
 
-Each method trains for the given minutes on this machine; a quarter of SRDiff's go to its encoder. A run that has its
-checkpoint already is not repeated. SRDiff predicts the clean residual, as the quick start does.
+Each method is trained for the given minutes on this machine; SRDiff's encoder gets a quarter of its time. A run whose
+checkpoint exists is not repeated. SRDiff predicts the clean residual, as in the quick start.
 
-Every model enlarges the test images with 1, 5, 10 and 50 network evaluations, in bfloat16, and PSNR and SSIM on Y are
+Every model enlarges the test images with 1, 5, 10 and 50 network evaluations, in bfloat16. PSNR and SSIM on Y are
 written beside those of bicubic enlargement, with a picture of one image. The U-Nets have two million weights each
-(configurations beside this file); SRDiff has its encoder besides.
+(configurations beside this file); SRDiff has its encoder in addition.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Scores = dict[tuple[str, int], dict[str, float]]  # by sampler and evaluations
 
 
 def samplers(method: str, steps: int) -> dict[str, Sampler]:
-    """What a method is sampled with, by name."""
+    """The samplers of a method by name."""
     if method == "dossr":
         return {f"DoSSR, order {order}": DoSMultistep(steps, order) for order in (1, 2, 3)}
     return {
@@ -51,10 +51,11 @@ def samplers(method: str, steps: int) -> dict[str, Sampler]:
 
 
 def trained(name: str, minutes: float, runs: Path, train: str, *extra: str) -> Path:
-    """Checkpoint of one configuration beside this file, trained for `minutes` unless it is there."""
+    """Checkpoint of one configuration beside this file, trained for `minutes` unless it exists."""
     checkpoint = runs / name / "last" / "checkpoints" / "last.ckpt"
     if checkpoint.is_file():
         return checkpoint
+
     budget = timedelta(minutes=minutes)
     hours, seconds = divmod(int(budget.total_seconds()), 3600)
     clock = f"00:{hours:02d}:{seconds // 60:02d}:{seconds % 60:02d}"
@@ -64,7 +65,7 @@ def trained(name: str, minutes: float, runs: Path, train: str, *extra: str) -> P
 
 
 def test_batches(folders: list[str], crop: int | None) -> Iterator[Batch]:
-    """The images of the test folders or their centres, one by one, with MATLAB's bicubic degradation."""
+    """The images of the test folders, or their centres, one by one, with MATLAB's bicubic degradation."""
     for folder in folders:
         data = Folder(test=folder, scale=4, val_crop=crop, num_workers=0)
         for raw in data.test_dataloader():
@@ -78,18 +79,20 @@ def scores_of(image: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 def unit(image: Tensor, batch: Batch) -> Tensor:
-    """8-bit pixels in [0, 1], as scores take them."""
+    """Images in [-1, 1] rounded to 8 bits, in [0, 1], for the scores."""
     return to_pixels(image, batch["key"]).double() / 255
 
 
 @torch.autocast("cpu", torch.bfloat16)
 def evaluate(method: str, model: SuperResolver, batches: list[Batch]) -> tuple[Scores, dict[int, Tensor], float]:
-    """Means of the scores, the first image by number of evaluations, and seconds of an evaluation of it."""
+    """Mean scores, results for the first image by number of evaluations, and seconds of an evaluation of it."""
     scores: Scores = {}
     pictures: dict[int, Tensor] = {}
+
     start = time.perf_counter()
     model.super_resolve(batches[0], next(iter(samplers(method, 5).values())))
     seconds = (time.perf_counter() - start) / 5
+
     for steps in EVALUATIONS:
         for name, sampler in samplers(method, steps).items():
             rows = []
@@ -113,7 +116,7 @@ def table(scores: Scores) -> str:
 
 
 def picture(columns: dict[str, Tensor], side: int = 160) -> Image.Image:
-    """The centres of images `[1,3,H,W]` side by side, named."""
+    """The centres of images `[1,3,H,W]` side by side, with their names above."""
     sheet = Image.new("RGB", (side * len(columns), side + 14), "white")
     for i, (name, image) in enumerate(columns.items()):
         top, left = ((size - side) // 2 for size in image.shape[-2:])
@@ -124,14 +127,16 @@ def picture(columns: dict[str, Tensor], side: int = 160) -> Image.Image:
 
 
 def write(out: Path, minutes: float, given: argparse.Namespace, lines: list[str], columns: dict[str, Tensor]) -> None:
-    """The page and its picture."""
+    """Writes the page and the picture."""
     out.mkdir(parents=True, exist_ok=True)
     picture(columns).save(out / "dossr_vs_srdiff.png", optimize=True)
+
     cpu = f"{torch.get_num_threads()} threads"
     about = f"{minutes:g} minutes of training each on a CPU ({cpu}, bf16-mixed), seed 0; {Path(given.train).name} x4."
     tests = ", ".join(Path(folder).name for folder in given.test)
     tests += f", centres of {given.crop}x{given.crop}" if given.crop else ""
     shown = "PSNR-Y in dB / SSIM-Y, border 4, 8 bits, mean over images"
+
     intro = (__doc__ or "").split("\n\n", 2)[2].strip()
     head = [
         "# DoSSR on pixels against SRDiff",
@@ -153,6 +158,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/dossr_vs_srdiff"))
     parser.add_argument("--out", type=Path, default=HERE.parent / "results")
     given = parser.parse_args()
+
     minutes: float = given.minutes
     encoder = trained("rrdb", minutes / 4, given.runs, given.train)
     frozen = ("--model.init_args.encoder_weights", str(encoder))
@@ -160,10 +166,12 @@ def main() -> None:
         "dossr": trained("dossr", minutes, given.runs, given.train),
         "srdiff": trained("srdiff", minutes * 3 / 4, given.runs, given.train, *frozen),
     }
+
     batches = list(test_batches(given.test, given.crop))
     bicubic = [scores_of(unit(b["up"], b), unit(b["hr"], b)) for b in batches]
     means = {key: fmean(float(row[key]) for row in bicubic) for key in ("psnr_y", "ssim_y")}
     lines = [f"{len(batches)} images; bicubic: {means['psnr_y']:.2f} / {means['ssim_y']:.4f}"]
+
     columns, scores = {"bicubic": batches[0]["up"], "target": batches[0]["hr"]}, {}
     for method, path in checkpoints.items():
         model = load_method(path)
@@ -171,9 +179,11 @@ def main() -> None:
         found, pictures, seconds = evaluate(method, model, batches)
         scores |= found
         columns |= {f"{method}, {n}": pictures[n] for n in PICTURED}
+
         weights = sum(parameter.numel() for parameter in model.parameters())
         effort = f"{steps} training steps, {weights:,} weights, {seconds:.3f} s an evaluation of {batches[0]['key'][0]}"
         lines.append(f"{method}: {effort}")
+
     write(given.out, minutes, given, [*lines, table(scores)], columns)
     print(table(scores))
 

@@ -1,4 +1,4 @@
-"""Brings an image's colours back to another's, for decoders that shift them (StableSR, arXiv:2305.07015)."""
+"""Transfers the colours of a reference image, for decoders that shift colours (StableSR, arXiv:2305.07015)."""
 
 from typing import Literal
 
@@ -8,13 +8,13 @@ from torch.nn.functional import conv2d, pad
 
 ColorFix = Literal["none", "wavelet", "adain"]
 WAVELET_LEVELS = 5
-VARIANCE_FLOOR = 1e-5  # of images in [0, 1]
+VARIANCE_FLOOR = 1e-5  # added to the variance of images in [0, 1], which keeps flat channels from dividing by 0
 
 
 def fix_color(image: Tensor, *, reference: Tensor, method: ColorFix) -> Tensor:
     """`image` with the colours of `reference`, both `[B,3,H,W]` in [-1, 1]; not clamped.
 
-    `wavelet` replaces the low frequencies, `adain` mean and standard deviation of each channel.
+    `wavelet` replaces the low frequencies, `adain` the mean and standard deviation of each channel.
     """
     if method == "none":
         return image
@@ -28,10 +28,11 @@ def wavelet(image: Tensor, *, reference: Tensor) -> Tensor:
 
 
 def low_frequencies(image: Tensor) -> Tensor:
-    """What five blurs of doubling width leave (an undecimated wavelet's coarsest band), `[B,C,H,W]`."""
+    """The image after five blurs of doubling width (the coarsest band of an undecimated wavelet), `[B,C,H,W]`."""
     row = image.new_tensor([0.25, 0.5, 0.25])
     channels = image.shape[1]
     kernel = torch.outer(row, row).expand(channels, 1, 3, 3)
+    # Each blur doubles the distance between the kernel's taps instead of the size of the kernel.
     for radius in (2**level for level in range(WAVELET_LEVELS)):
         padded = pad(image, (radius, radius, radius, radius), mode="replicate")
         image = conv2d(padded, kernel, groups=channels, dilation=radius)
@@ -39,13 +40,13 @@ def low_frequencies(image: Tensor) -> Tensor:
 
 
 def adain(image: Tensor, *, reference: Tensor) -> Tensor:
-    """`image` with each channel's mean and deviation of `reference` (arXiv:1703.06868), both `[B,3,H,W]` in [0, 1]."""
+    """`image` with the channel means and deviations of `reference` (arXiv:1703.06868), both `[B,3,H,W]` in [0, 1]."""
     mean, deviation = statistics(image)
     reference_mean, reference_deviation = statistics(reference)
     return (image - mean) / deviation * reference_deviation + reference_mean
 
 
 def statistics(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, `[B,C,1,1]`."""
+    """Mean and standard deviation of each channel, `[B,C,1,1]` each."""
     variance = image.var(dim=(2, 3), keepdim=True) + VARIANCE_FLOOR
     return image.mean(dim=(2, 3), keepdim=True), variance.sqrt()

@@ -1,4 +1,4 @@
-"""The denoiser: everything that turns a noisy state into an estimate of the clean one."""
+"""The denoiser: estimates the clean state from a noisy one, with everything that is fixed for a batch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,32 +13,32 @@ from lightning_modules.diffusion.tiling import Tiles, tiled
 
 
 class Correction(Protocol):
-    """What guidance does to a denoiser's estimate; `guidance.Guidance` is one."""
+    """The interface of guidance, as the denoiser calls it; `guidance.Guidance` implements it."""
 
     def __call__(self, denoiser: "Denoiser", x_t: Tensor, t: Tensor, /) -> Tensor:
         """The corrected estimate of the clean state, not bounded, `[B,C,h,w]`."""
 
 
 def identity(x0: Tensor) -> Tensor:
-    """For clean states without a range: they stay as they are."""
+    """The `bound` of clean states that have no range."""
     return x0
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The network on one batch, with all that is fixed while the batch is sampled or trained on.
+    """The network with its conditions and settings for one batch; samplers, guidance and skipping receive it.
 
-    Samplers, guidance and skipping receive it. A variation of it is a copy with other fields (`dataclasses.replace`).
+    It is never changed: a variation is a copy with other fields (`dataclasses.replace`).
 
     Attributes:
         network: `forward(x [B,C,h,w], label [B], **condition) -> [B,C,h,w]`.
         process: The forward process.
         parameterization: What the network reads and writes.
         anchor: The degraded image as a state, `[B,C,h,w]`.
-        condition: What the network is shown beside the state, by name; each `[B,...]`.
-        null_condition: The same without the image, for classifier-free guidance; None where the method has none.
+        condition: The network's further inputs by name, `[B,...]` each.
+        null_condition: The inputs without the image, for classifier-free guidance; None if the method has none.
         guidance: Corrections of the estimate; the first is innermost.
-        bound: Brings a clean state back into its range.
+        bound: Clamps an estimate to the range of clean states.
         tiles: The network is evaluated tile by tile; None: on the whole state.
         memory_format: Of the states that the network is given.
     """
@@ -55,9 +55,9 @@ class Denoiser:
     memory_format: torch.memory_format = torch.contiguous_format
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The guided estimate of the clean state, within its range, `[B,C,h,w]`; `t` is `[B]`.
+        """The guided and bounded estimate of the clean state, `[B,C,h,w]`; `t` is `[B]`.
 
-        It is bounded last: extrapolating unbounded estimates of x0 is the same as extrapolating the noise.
+        Only the result is bounded: extrapolating estimates of x0 that are not bounded equals extrapolating the noise.
         """
         return self.bound(self.guided(x_t, t))
 
@@ -74,7 +74,7 @@ class Denoiser:
         return self.parameterization.x0(self.process, output, x_t=x_t, anchor=self.anchor, t=t)
 
     def output(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """One evaluation of the network, `[B,C,h,w]` in the type of `x_t` whatever the precision it runs in."""
+        """The network's output, `[B,C,h,w]`, in the type of `x_t` whatever the precision of the network."""
         x, label = self.parameterization.read(self.process, x_t, t)
         label = label.to(x.device)
 
@@ -90,7 +90,7 @@ class Denoiser:
         return replace(self, condition=self.null_condition, guidance=())
 
     def select(self, rows: Tensor) -> Self:
-        """The denoiser of the samples at `rows`, indices `[b]`, of the batch."""
+        """The denoiser of a part of the batch: the samples with the indices `rows`, `[b]`."""
         null = None if self.null_condition is None else _select(self.null_condition, rows)
         return replace(self, anchor=self.anchor[rows], condition=_select(self.condition, rows), null_condition=null)
 

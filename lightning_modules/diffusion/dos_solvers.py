@@ -98,10 +98,10 @@ class DoSMultistep(Sampler):
 
 
 def derivative_weights(here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """What first and second derivative at ratio `here` add to the clean image at ratio `there`, `[B]`.
+    """Coefficients `[B]` of the first and second derivative of the estimate, for a step from ratio `here` to `there`.
 
-    They are the integrals of `2 there^2 / r^3` times `r - here` and `(r - here)^2 / 2`, from `there` to `here`. A step
-    to the clean state, ratio 0, ends in the estimate itself: nothing is added.
+    They are the integrals of `2 there^2 / r^3` times `r - here` and `(r - here)^2 / 2`, from `there` to `here`. Both
+    are 0 for a step to the clean state, ratio 0, which ends in the estimate itself.
     """
     first = -((there - here) ** 2) / here
     second = (here - 3 * there) * (here - there) / 2 - there**2 * torch.log(there / here)
@@ -109,5 +109,5 @@ def derivative_weights(here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quotient(difference: Tensor, change: Tensor) -> Tensor:
-    """The quotient; 0 for a sample that has not moved since, as one whose step was skipped."""
+    """`difference / change`; 0 where `change` is 0, which happens to a sample whose step was skipped."""
     return difference * expand(torch.where(change == 0, 0.0, 1 / change), difference)

@@ -1,4 +1,4 @@
-"""The process of EDM: noise levels that are log-normal in training (arXiv:2206.00364)."""
+"""The forward process of EDM, whose noise levels are log-normal in training (arXiv:2206.00364)."""
 
 import math
 from abc import abstractmethod
@@ -10,22 +10,22 @@ from lightning_modules.diffusion.process import Process
 
 
 class LogNormal(Process):
-    """A process whose noise level is log-normal in a uniform clock (Table 1 of EDM, arXiv:2206.00364).
+    """A process whose noise level is log-normal when t is uniform (Table 1 of EDM, arXiv:2206.00364).
 
-    `sigma(t) = exp(p_std * quantile(prob_length * t) + p_mean)`, with the quantile function of the normal distribution:
-    uniform times draw the levels that EDM trains with, cut off above the quantile `prob_length`. Sampling runs along
-    levels whose 1/rho-th powers are evenly spaced (Eq. 5).
+    `sigma(t) = exp(p_std * quantile(prob_length * t) + p_mean)`, with the quantile function of the normal distribution.
+    So uniform times give the distribution of noise levels that EDM trains with, truncated above its quantile
+    `prob_length`. Sampling uses noise levels whose 1/rho-th powers are evenly spaced (Eq. 5).
 
     Args:
-        p_mean: Mean of the logarithm of the level.
-        p_std: Its standard deviation.
-        prob_length: Quantile of the largest level, in (0, 1).
-        sigma_start: Level that sampling starts from.
-        sigma_min: Smallest level of a sampling run but for 0.
-        rho: Exponent of the sampling levels; large values crowd them at the small end.
+        p_mean: Mean of the logarithm of the noise level.
+        p_std: Standard deviation of the logarithm of the noise level.
+        prob_length: Quantile of the largest noise level, in (0, 1).
+        sigma_start: Noise level at which sampling starts.
+        sigma_min: Last noise level of a sampling run before 0.
+        rho: Exponent of the spacing; with larger values, more of the levels are small.
 
     Raises:
-        ValueError: sampling would start above the levels of training.
+        ValueError: `sigma_start` is above the largest noise level of training.
     """
 
     scalar_mean = False
@@ -38,6 +38,7 @@ class LogNormal(Process):
         self.p_mean, self.p_std, self.prob_length = p_mean, p_std, prob_length
         self.sigma_start, self.sigma_min, self.rho = sigma_start, sigma_min, rho
 
+        # Quantile and inverse return sigma_max itself only up to rounding.
         largest = self.std(torch.ones(1)).item()
         if sigma_start > largest * (1 + 1e-6):
             raise ValueError(
@@ -50,16 +51,17 @@ class LogNormal(Process):
         """See `Process.mean`."""
 
     def std(self, t: Tensor) -> Tensor:
-        """The noise level `sigma(t)`, float64 `[B]`; for a relay with block noise, that of its white part."""
+        """The noise level `sigma(t)`, float64 `[B]`; with Relay's block noise, the level of the white noise alone."""
         normal: Tensor = torch.special.ndtri(self.prob_length * t.double())
         return (self.p_std * normal + self.p_mean).exp()
 
     def _quantile(self, sigma: Tensor) -> Tensor:
+        """The share of untruncated training levels below `sigma`, float64 in its shape."""
         quantile: Tensor = torch.special.ndtr((sigma.double().log() - self.p_mean) / self.p_std)
         return quantile
 
     def kept_and_fresh(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """All noise is fresh: `eta` is the share of it that each step replaces, RDM's `s_noise`."""
+        """See `Process.kept_and_fresh`: a stochastic step replaces all noise; `eta` is the `s_noise` of RDM."""
         std = self.std(s)
         return torch.zeros_like(std), std
 
@@ -76,20 +78,21 @@ class LogNormal(Process):
 
 
 def levels(steps: int, largest: float, smallest: float, rho: float) -> Tensor:
-    """Falling noise levels whose 1/rho-th powers are evenly spaced (Eq. 5 of EDM), float64 `[steps]`."""
+    """Noise levels from `largest` to `smallest` with evenly spaced 1/rho-th powers (Eq. 5), float64 `[steps]`."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     start, end = largest ** (1 / rho), smallest ** (1 / rho)
     return torch.pow(start + ramp * (end - start), rho)
 
 
 class EDMProcess(LogNormal):
-    """`x_t = x0 + sigma(t) noise`, started from pure noise (arXiv:2206.00364); the anchor plays no part.
+    """`x_t = x0 + sigma(t) noise`, sampled from pure noise (arXiv:2206.00364); the anchor is not used.
 
-    EDM draws levels without bound; here they end at `sigma_max`, which one draw in 600,000 would exceed.
+    EDM's training levels are unbounded. Here they are truncated at `sigma_max`, which one draw in 600,000 would exceed
+    with the defaults.
 
     Args:
-        sigma_max: Largest level, where sampling starts.
-        sigma_min: Smallest level of a sampling run but for 0.
+        sigma_max: Largest noise level, at which sampling starts.
+        sigma_min: Last noise level of a sampling run before 0.
         rho: See `LogNormal`.
         p_mean: See `LogNormal`.
         p_std: See `LogNormal`.
@@ -113,7 +116,7 @@ class EDMProcess(LogNormal):
         )
 
     def alpha(self, t: Tensor) -> Tensor:
-        """1."""
+        """1, float64 `[B]`: the image is not scaled."""
         return torch.ones_like(t, dtype=torch.float64)
 
     def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
@@ -121,5 +124,5 @@ class EDMProcess(LogNormal):
         return x0
 
     def start(self, *, anchor: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Pure noise."""
+        """Pure noise of the level at `t`."""
         return self.diffuse(x0=torch.zeros_like(anchor), anchor=anchor, t=t, noise=noise)

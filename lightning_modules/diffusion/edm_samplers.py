@@ -1,4 +1,4 @@
-"""EDM's sampler: Heun's steps in the noise level, with a float64 state (arXiv:2206.00364)."""
+"""EDM's sampler: Heun steps over the noise level, with a float64 state (arXiv:2206.00364)."""
 
 import math
 
@@ -15,16 +15,17 @@ from lightning_modules.diffusion.spacing import time_at
 class EDMHeun(Heun):
     """EDM's sampler (Algorithms 1 and 2 of arXiv:2206.00364); with `eta`, the variant of RDM's face model.
 
-    Evaluates the network `2 * steps - 1` times. Steps run in the noise level, and the slope points to the clean state
-    itself; the state is kept in float64 while the network sees its own precision.
+    Evaluates the network `2 * steps - 1` times. The steps are taken in the noise level, and the slope is
+    `(x - x0) / sigma`. The state is float64; the network runs in its own precision.
 
     Args:
         steps: Number of noise levels; the process spaces them.
-        eta: Share of the noise that each evaluation replaces. 0 is deterministic, RDM generates faces with 0.05.
-        churn: EDM's S_churn: noise added back before the steps, over all of them. The level can grow by 41% at a step.
-        churn_range: Noise levels between which it is added (S_min, S_max); what it is added to must stay within those
-            of training.
-        churn_noise: Factor on the added noise (S_noise).
+        eta: Share of the noise that each evaluation replaces: 0 is deterministic, RDM generates faces with 0.05.
+        churn: EDM's S_churn: total amount of noise that is added back, spread over the steps. The noise level rises by
+            at most 41% in a step.
+        churn_range: Noise levels between which noise is added (S_min, S_max). The raised levels must not exceed the
+            largest one of training.
+        churn_noise: Factor on the standard deviation of the added noise (S_noise).
     """
 
     def __init__(
@@ -39,15 +40,15 @@ class EDMHeun(Heun):
         self.churn, self.churn_range, self.churn_noise = churn, churn_range, churn_noise
 
     def name(self, process: Process) -> str:
-        """See `Sampler.name`, and the churn."""
+        """See `Sampler.name`; followed by the churn, such as "edmheun-18-churn40"."""
         return super().name(process) + (f"-churn{self.churn:g}" if self.churn > 0 else "")
 
     def grid(self, process: Process) -> Tensor:
         """See `Sampler.grid`.
 
         Raises:
-            TypeError: the process shrinks the image, or churn is asked of one that blurs.
-            ValueError: churn leads above the noise levels of training.
+            TypeError: the process scales the image down, or `churn` is set and the process blurs.
+            ValueError: churn raises a noise level above the largest one of training.
         """
         if not process.keeps_scale:
             raise TypeError(
@@ -61,11 +62,11 @@ class EDMHeun(Heun):
         return times
 
     def ratio(self, process: Process, t: Tensor) -> Tensor:
-        """The noise level."""
+        """The noise level, `[B]`."""
         return process.std(t)
 
     def slope(self, process: Process, x: Tensor, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
-        """`(x - x0) / sigma`, towards the clean state also where the mean is blurred."""
+        """`(x - x0) / sigma`, `[B,C,H,W]`; relative to the clean state itself also when the process blurs."""
         return (x - x0) / expand(process.std(t), x)
 
     def init(self, denoiser: Denoiser, t: Tensor, randn: Randn) -> tuple[Tensor, Memory]:
@@ -73,7 +74,7 @@ class EDMHeun(Heun):
         return start(denoiser, denoiser.anchor.double(), t, randn), ()
 
     def estimate(self, denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
-        """The estimate in float64, from a state in the denoiser's own precision."""
+        """The denoiser's estimate, computed in its own precision and returned in float64."""
         return denoiser(x.to(denoiser.anchor.dtype), t).double()
 
     def step(
@@ -90,10 +91,11 @@ class EDMHeun(Heun):
         return super().step(denoiser, x_t, memory, t=t, s=s, randn=randn)
 
     def follow(self, times: Tensor, denoiser: Denoiser, randn: Randn, after_step: AfterStep | None) -> Tensor:
-        """See `Sampler.follow`."""
+        """See `Sampler.follow`; the result has the type of the anchor."""
         return super().follow(times, denoiser, randn, after_step).to(denoiser.anchor.dtype)
 
     def _raised(self, sigma: Tensor) -> Tensor:
+        """Noise levels after churn (`t_hat` in Algorithm 2)."""
         low, high = self.churn_range
-        share = min(self.churn / self.steps, 2**0.5 - 1)
+        share = min(self.churn / self.steps, 2**0.5 - 1)  # EDM's limit: never more new noise than there is already
         return torch.where((low <= sigma) & (sigma <= high), sigma * (1 + share), sigma)

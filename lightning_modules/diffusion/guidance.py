@@ -1,10 +1,10 @@
 """Guidance: corrections of a denoiser's estimate.
 
-The estimates that a guidance sees are not brought back into range; the denoiser does that once, after the last
-correction. So extrapolating the clean state equals extrapolating the noise, also where the sampler clamps (`bound`).
+Guidance gets and returns estimates that are not clamped; the denoiser clamps once, after the last correction (`bound`).
+So extrapolating the clean state equals extrapolating the noise, as the papers write it.
 
-In a list of several the first is innermost. Classifier-free guidance with self-attention guidance as diffusers
-combines them is `[ClassifierFreeGuidance(...), SelfAttentionGuidance(..., branch="unconditional")]`.
+In a list of corrections the first is innermost. The combination of classifier-free and self-attention guidance that
+diffusers implements is `[ClassifierFreeGuidance(...), SelfAttentionGuidance(..., branch="unconditional")]`.
 """
 
 import contextlib
@@ -29,18 +29,18 @@ class Guidance(ABC):
 
         Args:
             network: The network that will be guided.
-            null_condition: Whether the method has one.
+            null_condition: Whether the method has a null condition.
 
         Raises:
-            ValueError: network or method lack what this guidance needs.
+            ValueError: the guidance cannot work with this network or method.
         """
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, /) -> Tensor:
-        """The corrected estimate, `[B,C,h,w]`, not bounded.
+        """The corrected estimate of the clean state, `[B,C,h,w]`, not bounded.
 
         Args:
-            denoiser: The denoiser with the corrections inside of this one; `denoiser.guided` is its estimate.
+            denoiser: The denoiser with the corrections before this one; `denoiser.guided` gives their estimate.
             x_t: State, `[B,C,h,w]`.
             t: Time, `[B]`.
         """
@@ -50,7 +50,7 @@ class ClassifierFreeGuidance(Guidance):
     """Extrapolates from the unconditional to the conditional estimate (Eq. 6 of arXiv:2207.12598).
 
     Args:
-        scale: 1 leaves the estimate as it is, 0 is the unconditional one; the paper's w is `scale - 1`.
+        scale: 1 gives the conditional estimate, 0 the unconditional one; the paper's w is `scale - 1`.
     """
 
     def __init__(self, scale: float) -> None:
@@ -69,33 +69,36 @@ class ClassifierFreeGuidance(Guidance):
         conditional = denoiser.guided(x_t, t)
         if self.scale == 1:
             return conditional
-        without = denoiser.unconditional().guided(x_t, t)
-        return without + self.scale * (conditional - without)
+        unconditional = denoiser.unconditional().guided(x_t, t)
+        return unconditional + self.scale * (conditional - unconditional)
 
 
 class SelfAttentionGuidance(Guidance):
-    """Self-attention guidance (SAG, arXiv:2210.00939): steers away from a copy blurred where the network looks.
+    """Self-attention guidance (SAG, arXiv:2210.00939): steers away from a copy blurred where the attention is high.
 
-    Where a token receives more than the average attention, the estimated clean state is blurred; with the same noise
-    it is brought back to time t and estimated again; the difference is added: `x0 + scale * (blurred - estimate)`.
-    Through the process's linear mean this is the paper's rule on the noise for every process, and the second state
-    stays on the process's marginal. It costs one more evaluation of the network wherever it acts; the conditions are
-    the same in both.
+    The estimate of the clean state is blurred where a token receives more than the average attention. The blurred
+    estimate is noised to time t with the same noise and denoised again, and the difference is added:
+    `x0 + scale * (blurred - estimate of the noised blurred)`. Because the mean of every process is linear, this is the
+    paper's rule, which is written for the noise. It costs one more evaluation of the network, with the same conditions.
 
     The published settings are `kernel=31` with `sigma=9` at 256 px and `sigma=3` at 128 px in pixels, `kernel=9` with
-    `sigma=1` in latents, and scales of 0.5 to 0.8 without any condition, 0.1 to 0.2 with one. The released code's
-    `guide_scale` is `1 + scale`.
+    `sigma=1` in latents, and scales of 0.5 to 0.8 for unconditional, 0.1 to 0.2 for conditional models. The released
+    code's `guide_scale` is `1 + scale`.
 
     Args:
-        layer: Dotted path in the network of the self-attention whose weights are read; None for the one that the
-            network names as its `middle_attention`.
-        scale: How far to extrapolate; 0 turns it off.
-        mask: `attention`, or `uniform`, which blurs everywhere, for networks without softmax attention.
-        threshold: Received attention above which a position is blurred; the mean is 1.
-        kernel: Side of the blur kernel, odd. Reflection at the border needs states larger than half of it.
+        layer: Dotted path of the self-attention in the network whose weights are read; None for the network's
+            `middle_attention`.
+        scale: How far to extrapolate; 0 turns guidance off.
+        mask: `attention` blurs where the attention is high; `uniform` blurs everywhere, for networks without softmax
+            attention.
+        threshold: Received attention above which a position is blurred; the mean over positions is 1.
+        kernel: Side of the blur kernel in state pixels, odd. A state must be larger than half of it on each side.
         sigma: Standard deviation of the blur in state pixels.
-        t_range: Times `low <= t <= high` at which it acts.
+        t_range: Guidance is applied at times `low <= t <= high`.
         branch: Which estimate is blurred and compared; `unconditional` with classifier-free guidance, as in diffusers.
+
+    Raises:
+        ValueError: `kernel` is even.
     """
 
     def __init__(
@@ -116,11 +119,11 @@ class SelfAttentionGuidance(Guidance):
         self.kernel, self.sigma, self.t_range, self.branch = kernel, sigma, t_range, branch
 
     def check(self, network: nn.Module, *, null_condition: bool) -> None:
-        """Finds the layer.
+        """Looks up the layer and the null condition.
 
         Raises:
-            ValueError: it is not there, and the message lists the layers that are; or `branch` asks for a null
-                condition that the method does not have.
+            ValueError: the network has no self-attention at `layer`, or `branch` needs a null condition that the method
+                does not have.
         """
         self._layer(network)
         if self.branch == "unconditional" and not null_condition:
@@ -132,7 +135,7 @@ class SelfAttentionGuidance(Guidance):
         return self_attention(network, self.layer or getattr(network, "middle_attention", None))
 
     def __call__(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, /) -> Tensor:
-        """See `Guidance.__call__`."""
+        """The estimate plus `scale` times the difference to that of the blurred state, at times in `t_range`."""
         acts = (t >= self.t_range[0]) & (t <= self.t_range[1])
         if self.scale == 0 or not acts.any():
             return denoiser.guided(x_t, t)
@@ -151,11 +154,11 @@ class SelfAttentionGuidance(Guidance):
         return torch.where(expand(acts, x_t) > 0, corrected, plain)
 
     def degrade(self, x0: Tensor, maps: list[Tensor]) -> Tensor:
-        """A clean state `[B,C,h,w]`, blurred where the recorded map says so.
+        """The clean state blurred where the attention is above the threshold, `[B,C,h,w]`.
 
         Args:
             x0: Estimate of the clean state.
-            maps: What `received_by` recorded: one map `[B,h',w']` or `[B,tokens]`; unused by `uniform`.
+            maps: The maps that `received_by` recorded: exactly one, `[B,h',w']` or `[B,tokens]`; unused by `uniform`.
 
         Raises:
             ValueError: the state is too small for the kernel, or the layer did not run exactly once.
@@ -165,11 +168,13 @@ class SelfAttentionGuidance(Guidance):
                 f"a blur kernel of {self.kernel} reflects {self.kernel // 2} pixels at the border, but the state is "
                 f"{x0.shape[-1]}x{x0.shape[-2]}: set kernel to at most {2 * min(x0.shape[-2:]) - 1}"
             )
+
         blurred: Tensor = gaussian_blur2d(
             x0, (self.kernel, self.kernel), (self.sigma, self.sigma), border_type="reflect"
         )
         if self.mask == "uniform":
             return blurred
+
         if len(maps) != 1:
             raise ValueError(
                 f"the self-attention ran {len(maps)} times in one estimate instead of once. With classifier-free "
@@ -180,14 +185,15 @@ class SelfAttentionGuidance(Guidance):
 
     def select(self, received: Tensor, x0: Tensor) -> Tensor:
         """Where to blur, boolean `[B,1,h,w]` on the grid of `x0`, from attention `[B,h',w']` or `[B,tokens]`."""
-        if received.dim() == 2:
+        if received.dim() == 2:  # tokens in row-major order, of a grid with the proportions of the state
+            # Networks shrink both sides by the same factor, so the number of tokens gives it.
             shrink = round((x0.shape[-2] * x0.shape[-1] / received.shape[1]) ** 0.5)
             received = received.view(-1, x0.shape[-2] // shrink, x0.shape[-1] // shrink)
         return interpolate((received > self.threshold).float()[:, None], size=x0.shape[-2:], mode="nearest") > 0
 
 
 def received_attention(weights: Tensor) -> Tensor:
-    """Attention that each key receives: mean over heads, sum over queries; its mean over keys is 1.
+    """Attention that each key receives: averaged over heads and summed over queries, so that the mean over keys is 1.
 
     Args:
         weights: `[B,heads,queries,keys]`, each row summing to 1.
@@ -199,7 +205,7 @@ def received_attention(weights: Tensor) -> Tensor:
 
 
 def _is_recordable(module: nn.Module) -> bool:
-    """A self-attention of ours (it has `received_attention`), or one of diffusers (it has a processor)."""
+    """Whether a layer is a self-attention of this project (`received_attention`) or of diffusers (a processor)."""
     if hasattr(module, "received_attention"):
         return True
     return hasattr(module, "set_processor") and not getattr(module, "is_cross_attention", False)
@@ -209,7 +215,7 @@ def self_attention(network: nn.Module, path: str | None) -> nn.Module:
     """The self-attention at a dotted path of the network.
 
     Raises:
-        ValueError: there is none at `path`; the message lists the paths where there is one.
+        ValueError: there is no self-attention at `path`; the message lists all paths that have one.
     """
     found: dict[str, nn.Module] = {name: layer for name, layer in network.named_modules() if _is_recordable(layer)}
     if not found:
@@ -217,6 +223,7 @@ def self_attention(network: nn.Module, path: str | None) -> nn.Module:
             f"{type(network).__name__} has no softmax self-attention for SelfAttentionGuidance to read: set "
             "mask: uniform, which blurs everywhere, or take it out of `guidance`"
         )
+
     if path is None or path not in found:
         raise ValueError(f"{type(network).__name__} has no self-attention at layer: {path}; it has {', '.join(found)}")
     return found[path]
@@ -224,14 +231,18 @@ def self_attention(network: nn.Module, path: str | None) -> nn.Module:
 
 @contextlib.contextmanager
 def received_by(layer: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Collects the attention that positions receive in `layer`, one map for each time it runs.
+    """A context that records the attention that positions receive in `layer`; it restores the layer at the end.
 
-    A layer of ours gives `[B,h',w']`, one of diffusers `[B,tokens]`. The fused kernels that networks use give no
-    weights, so they are computed a second time, in full precision. Afterwards the layer is as it was.
+    Fused attention kernels do not return their weights, so the weights are computed a second time, in full precision.
+
+    Yields:
+        A list that gets one map each time the layer runs: `[B,h',w']` for layers of this project, `[B,tokens]` for
+        those of diffusers. It stays empty if `layer` is None.
     """
     maps: list[Tensor] = []
     if layer is None:
         yield maps
+
     elif hasattr(layer, "received_attention"):
         read: Any = layer.received_attention
         handle = layer.register_forward_hook(lambda _, inputs, __: maps.append(_in_full(read, layer, inputs[0])))
@@ -239,6 +250,7 @@ def received_by(layer: nn.Module | None) -> Iterator[list[Tensor]]:
             yield maps
         finally:
             handle.remove()
+
     else:
         attention: Any = layer
         processor = attention.processor
@@ -250,7 +262,7 @@ def received_by(layer: nn.Module | None) -> Iterator[list[Tensor]]:
 
 
 def _in_full(read: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> Tensor:
-    """`read(x)` in the precision of the layer's weights, outside of autocast: the map is compared with a threshold."""
+    """`read(x)` without autocast, in the precision of the layer's weights, because it is compared with a threshold."""
     own = (parameter.dtype for parameter in layer.parameters())
     dtype = next(own, torch.promote_types(x.dtype, torch.float32))
     with torch.autocast(x.device.type, enabled=False):
@@ -258,18 +270,18 @@ def _in_full(read: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> T
 
 
 class RecordingProcessor:
-    """A processor for a self-attention of diffusers: records what each token receives, then does what `inner` does.
+    """An attention processor for diffusers that records the attention each token receives, then calls `inner`.
 
     Args:
-        inner: The processor that it stands in for.
-        maps: Where the maps `[B,tokens]` go.
+        inner: The processor that it replaces.
+        maps: The list that maps `[B,tokens]` are appended to.
     """
 
     def __init__(self, inner: Any, maps: list[Tensor]) -> None:
         self.inner, self.maps = inner, maps
 
     def __call__(self, attention: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """`hidden_states` is `[B,tokens,C]`."""
+        """Records the map of `hidden_states`, `[B,tokens,C]`; returns the output of `inner`."""
 
         def read(tokens: Tensor) -> Tensor:
             query, key = (

@@ -13,7 +13,7 @@ Spacing = Literal["trailing", "uniform", "quadratic", "karras"]
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
-    """One number per sample, `[B]`, as a coefficient of states: `like`'s device, at least float32, `[B,1,1,1]`."""
+    """Coefficients `[B]` in the shape `[B,1,1,1]` of states, on the device of `like` and in float32 or wider."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     return value.to(device=like.device, dtype=dtype).view(-1, *[1] * (like.dim() - 1))
 
@@ -28,8 +28,8 @@ class Process(ABC):
     Attributes:
         steps: Length T of the table that it was defined on; None where the clock is continuous.
         anchored: Whether sampling starts from the anchor; otherwise it starts from noise alone.
-        scalar_mean: Whether `x0` enters the mean multiplied by a number, `alpha`; otherwise an operator is applied.
-        keeps_scale: Whether noise is added without shrinking the image, so that `std` is EDM's sigma.
+        scalar_mean: Whether the mean contains `x0` times a number, `alpha`; otherwise it applies an operator to `x0`.
+        keeps_scale: Whether noise is added without scaling the image down, so that `std` is EDM's sigma.
         markov: Whether the stochastic step is the posterior of a Markov chain, which SDE solvers approximate;
             otherwise it replaces all noise.
         own_spacing: The name of the spacing of `grid`.
@@ -48,13 +48,15 @@ class Process(ABC):
 
     @abstractmethod
     def std(self, t: Tensor) -> Tensor:
-        """Standard deviation of the noise in the state, `[B]`."""
+        """Standard deviation of the noise in the state at time `t`, `[B]`."""
 
     @abstractmethod
     def kept_and_fresh(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Standard deviations at `s` of the old noise that a stochastic step from `t` keeps and of the new, `[B]` each.
+        """Standard deviations of the two noises in the state after a stochastic step (`eta = 1`) from `t` to `s`.
 
-        Their squares add up to `std(s)^2`.
+        Returns:
+            The deviation of the noise that is kept from `x_t` and that of the fresh noise, `[B]` each. Their squares
+            add up to `std(s)^2`.
         """
 
     @abstractmethod
@@ -62,7 +64,7 @@ class Process(ABC):
         """Times of a run of `steps` steps: float64 `[steps + 1]`, falling to 0.
 
         Raises:
-            ValueError: the process has no such number of steps.
+            ValueError: the process cannot be sampled in this number of steps.
         """
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ class Process(ABC):
         return 1 - torch.rand(n, dtype=torch.float64)
 
     def noise(self, like: Tensor, randn: Randn = torch.randn_like) -> Tensor:
-        """Noise of unit variance in the shape of `like`, made of what `randn` draws."""
+        """The noise of the process in the shape of `like`, of unit variance, computed from draws of `randn`."""
         return randn(like)
 
     def diffuse(self, *, x0: Tensor, anchor: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -123,16 +125,17 @@ class Process(ABC):
             x_t: State at `t`, `[B,C,H,W]`.
             x0: Estimate of the clean state.
             anchor: The degraded image as a state.
-            t: Where the states are, `[B]`.
-            s: Where they go, `[B]`; samples with `s == t` are returned untouched.
-            eta: Share of the fresh noise, 0 to 1.
-            randn: Where the fresh noise comes from.
-            added_std: Deviation of the noise that is added at `eta = 1`, `[B]`, where it is not the fresh one.
+            t: Current time, `[B]`.
+            s: Next time, `[B]`; samples with `s == t` are returned unchanged.
+            eta: Share of the fresh noise that is added, 0 to 1.
+            randn: Source of the fresh noise.
+            added_std: Standard deviation of the noise that is added at `eta = 1`, `[B]`; None for that of the fresh
+                noise.
         """
         std_t = self.std(t)
         kept, fresh = self.kept_and_fresh(t, s)
 
-        # What eta does not renew stays; near eta = 1 the closed form of `kept` avoids a difference that cancels.
+        # sqrt(std(s)^2 - tau^2) / std(t), written so that no two almost equal numbers are subtracted near eta = 1.
         left = (kept**2 + (1 - eta**2) * fresh**2).clamp(min=0).sqrt() / torch.where(std_t > 0, std_t, 1.0)
         remaining = x_t - self.mean(x0=x0, anchor=anchor, t=t)
         x_s = self.mean(x0=x0, anchor=anchor, t=s) + expand(left, x_t) * remaining
@@ -144,12 +147,13 @@ class Process(ABC):
 
 
 class Tabulated(Process):
-    """A process that was defined on a table of T steps.
+    """A process that is defined by a table of T steps.
 
-    The clock is the index into the table divided by T. Entry 0 is the clean state, entry k what the papers index k - 1.
+    The clock is the index of the table entry, divided by T. Entry 0 is the clean state; entry k has index k - 1 in the
+    papers.
 
     Args:
-        steps: T.
+        steps: Number of steps T.
     """
 
     steps: int
@@ -159,21 +163,21 @@ class Tabulated(Process):
         self.tables: dict[str, Tensor] = {}  # float64 [T + 1], filled by the constructor of the subclass
 
     def lookup(self, name: str, t: Tensor) -> Tensor:
-        """A table's value at `t`, float64 `[B]`; linear between two entries."""
+        """The value of the table `name` at `t`, float64 `[B]`, interpolated linearly between entries."""
         index = t.double() * self.steps
         below = index.long().clamp(0, self.steps - 1)
         table = self.tables[name]
         return torch.lerp(table[below], table[below + 1], (index - below).clamp(0, 1))
 
     def sample_t(self, n: int) -> Tensor:
-        """Table entries 1..T, uniform."""
+        """Training times, float64 `[n]`: uniform over the table entries 1 to T."""
         return torch.randint(1, self.steps + 1, (n,)).double() / self.steps
 
     def grid(self, steps: int) -> Tensor:
-        """Evenly spread table entries, from the last to the clean one.
+        """Evenly spaced table entries, from the last to the clean one.
 
         Raises:
-            ValueError: `steps` is not within 1..T.
+            ValueError: `steps` is outside 1 to T.
         """
         if not 1 <= steps <= self.steps:
             raise ValueError(

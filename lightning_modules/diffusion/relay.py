@@ -1,4 +1,4 @@
-"""The process of Relay Diffusion: noise, and a blur that ends in patch averages (arXiv:2309.03350)."""
+"""The forward process of Relay Diffusion: noise, and a blur that ends in patch averages (arXiv:2309.03350)."""
 
 import copy
 from typing import Self
@@ -15,22 +15,23 @@ from lightning_modules.diffusion.randomness import Randn
 class RelayProcess(LogNormal):
     """Relay Diffusion: `x_t = blur_t(x0) + sigma(t) (white + block_scale * block noise)` (arXiv:2309.03350).
 
-    The blur acts on square patches and ends in their averages, which is the low-resolution image enlarged by repeating
-    pixels. So sampling takes over from a low-resolution image at a moderate noise level instead of starting from noise.
+    The blur acts inside square patches and ends in their averages, which is the low-resolution image enlarged by
+    repeating pixels. So sampling can start from a low-resolution image at a moderate noise level.
 
     Defaults are those of the published ImageNet model. As in its code, the sum of white and block noise is not divided
-    by its standard deviation, though the paper's Eq. 8 does.
+    by its standard deviation, as it is in Eq. 8 of the paper.
 
     Args:
-        patch: Side s of a patch: the factor between the low resolution and this one.
-        blur_sigma_max: Largest standard deviation B of the blur; 0 turns the blur off.
+        patch: Side s of a patch in pixels, which is the scale of the super-resolution.
+        blur_sigma_max: Largest standard deviation B of the blur, in pixels; 0 turns the blur off.
         block_scale: Weight of the block noise; 0 turns it off.
-        normalize_block_noise: Give the sum of both noises unit variance, as the paper writes it.
-        min_gain: What the blur leaves of the highest frequencies.
-        sigma_floor: Training levels below about this one are drawn as this one, for stability; 0 to draw them all.
+        normalize_block_noise: Give the sum of both noises unit variance, as in the paper's equation.
+        min_gain: Lower limit of the factor by which the blur attenuates a frequency.
+        sigma_floor: Smaller noise levels are replaced by about this one in training, for stability; 0 keeps them.
         prob_length: See `LogNormal`.
-        sigma_start: Level at which sampling takes over from the low-resolution image. Smaller ones stay closer to it.
-        sigma_min: Smallest level of a sampling run but for 0.
+        sigma_start: Noise level at which sampling starts from the low-resolution image. With smaller levels the result
+            stays closer to that image.
+        sigma_min: Last noise level of a sampling run before 0.
         rho: See `LogNormal`.
         p_mean: See `LogNormal`.
         p_std: See `LogNormal`.
@@ -58,11 +59,11 @@ class RelayProcess(LogNormal):
         self.patch, self.blur_sigma_max, self.min_gain = patch, blur_sigma_max, min_gain
         self.block_scale, self.normalize_block_noise = block_scale, normalize_block_noise
         self.sigma_floor = sigma_floor
-        self.blur_pace = 1.0  # how fast the blur's clock runs against the noise's
+        self.blur_pace = 1.0  # the blur at time t is that of `blur_pace * t`, see `blurring_by`
         self.basis = dct_basis(patch)
 
     def blurring_by(self, prob_length: float) -> Self:
-        """This process with the blur that belongs to another quantile at the same noise level.
+        """A copy whose blur follows the clock of another `prob_length`; noise levels are the same.
 
         The published CelebA-HQ model was trained with `prob_length` 0.89 and is sampled with the blur of 1.05.
         """
@@ -71,18 +72,18 @@ class RelayProcess(LogNormal):
         return other
 
     def sample_t(self, n: int) -> Tensor:
-        """Uniform on (0, 1], with the smallest times raised to `smallest_t`."""
+        """Training times, float64 `[n]`: uniform on (0, 1], with smaller ones raised to `smallest_t`."""
         return super().sample_t(n).clamp(min=self.smallest_t())
 
     def smallest_t(self) -> float:
-        """Smallest training time, as published; at the time of `sigma_floor` itself it would be a little larger."""
+        """Smallest training time, as in the published code; the noise level there is a little below `sigma_floor`."""
         return self._quantile(torch.tensor(self.sigma_floor)).item() * self.prob_length
 
     def blur_sigma(self, t: Tensor) -> Tensor:
         """Standard deviation of the blur, `B sin^2(pi t / 2)`, float64 `[B]`.
 
         Raises:
-            ValueError: the blur's clock, running at another pace, has passed 1, where the blur would fall again.
+            ValueError: `blur_pace * t` is above 1, where the formula would give a smaller blur again.
         """
         blur_t = self.blur_pace * t.double()
         if blur_t.max() > 1 + 1e-9:
@@ -94,27 +95,28 @@ class RelayProcess(LogNormal):
         return self.blur_sigma_max * torch.sin(blur_t * torch.pi / 2) ** 2
 
     def gains(self, blur_sigma: Tensor) -> Tensor:
-        """What the blur leaves of each frequency of a patch: `[B]` to float64 `[B,s,s]` (Eq. 4 of the paper)."""
+        """Attenuation of each DCT frequency of a patch (Eq. 4), for standard deviations `[B]`: float64 `[B,s,s]`."""
         frequency = torch.pi * torch.arange(self.patch, dtype=torch.float64, device=blur_sigma.device) / self.patch
         squared = frequency[:, None] ** 2 + frequency**2
         decay = torch.exp(-squared * blur_sigma.double().view(-1, 1, 1) ** 2 / 2)
         return self.min_gain + (1 - self.min_gain) * decay
 
     def blur(self, x0: Tensor, blur_sigma: Tensor) -> Tensor:
-        """Each patch of `x0 [B,C,H,W]` blurred by heat diffusion inside it; one matrix product, for `[B]` deviations.
+        """Images `[B,C,H,W]` with each patch blurred by heat diffusion inside it, for `[B]` standard deviations.
 
         Raises:
             ValueError: H or W is not a multiple of the patch's side.
         """
+        # DCT, attenuation and inverse DCT of a flattened patch, multiplied into one matrix per sample.
         kernel = self.basis.mT @ (self.gains(blur_sigma).flatten(1)[:, :, None] * self.basis)
         return patch_product(x0, kernel, self.patch)
 
     def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
-        """The blurred clean state; its patch averages are those of `x0` at any time."""
+        """The blurred clean state, `[B,C,H,W]`; its patch averages are those of `x0` at all times."""
         return self.blur(x0, self.blur_sigma(t)) if self.blur_sigma_max > 0 else x0
 
     def noise(self, like: Tensor, randn: Randn = torch.randn_like) -> Tensor:
-        """White noise plus block noise drawn after it; variance `1 + block_scale^2` unless normalized."""
+        """White noise plus block noise, drawn in this order; of variance `1 + block_scale^2` unless normalized."""
         white = randn(like)
         if self.block_scale == 0:
             return white
@@ -123,16 +125,16 @@ class RelayProcess(LogNormal):
 
 
 def block_noise(white: Tensor, size: int) -> Tensor:
-    """White noise `[B,C,H,W]` summed over a `size` x `size` window and divided by `size`: unit variance, correlated.
+    """Correlated noise of unit variance: white noise `[B,C,H,W]` summed over `size` x `size` windows, over `size`.
 
-    The window reaches up and left and wraps around the borders (Section 3.2 of arXiv:2309.03350, as in its code).
+    The window extends up and left, and wraps around the borders (Section 3.2 of arXiv:2309.03350, as in its code).
     """
     wrapped = pad(white, (size - 1, 0, size - 1, 0), mode="circular")
     return avg_pool2d(wrapped, size, stride=1) * size
 
 
 def dct_basis(size: int) -> Tensor:
-    """Orthonormal 2-D DCT-II of a patch: float64 `[size^2, size^2]`, one row per frequency, both row-major."""
+    """Orthonormal 2-D DCT-II of a patch: float64 `[size^2, size^2]`; frequencies and pixels are in row-major order."""
     index = torch.arange(size, dtype=torch.float64)
     basis = torch.cos(torch.pi / size * index[:, None] * (index + 0.5)) * (2 / size) ** 0.5
     basis[0] *= 0.5**0.5
@@ -140,12 +142,12 @@ def dct_basis(size: int) -> Tensor:
 
 
 def patch_product(x: Tensor, matrix: Tensor, size: int) -> Tensor:
-    """Multiplies every flattened `size` x `size` patch by a matrix, in float32 or wider also under autocast.
+    """Multiplies every flattened `size` x `size` patch by a matrix, in float32 or wider, also under autocast.
 
     Args:
         x: `[B,C,H,W]`.
-        matrix: `[size^2, size^2]` or one for each sample, `[B, size^2, size^2]`.
-        size: side of a patch.
+        matrix: `[size^2, size^2]`, or one for each sample, `[B, size^2, size^2]`.
+        size: Side of a patch.
 
     Raises:
         ValueError: H or W is not a multiple of `size`.
@@ -155,6 +157,7 @@ def patch_product(x: Tensor, matrix: Tensor, size: int) -> Tensor:
         raise ValueError(
             f"{height}x{width} pixels do not divide into patches of {size}x{size}; crop to multiples of {size}"
         )
+
     patches = rearrange(x, "b c (h p) (w q) -> b (c h w) (p q)", p=size, q=size)
     with torch.autocast(x.device.type, enabled=False):
         wide = patches.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Relay Diffusion's sampler, which takes over from the low-resolution image (arXiv:2309.03350)."""
+"""Relay Diffusion's sampler, which starts from the low-resolution image (arXiv:2309.03350)."""
 
 from dataclasses import replace
 
@@ -16,18 +16,18 @@ from lightning_modules.diffusion.spacing import time_at
 
 
 class RelayHeun(EDMHeun):
-    """RDM's second-stage sampler: takes over from the low-resolution image (arXiv:2309.03350, as in its code).
+    """RDM's second-stage sampler: starts from the low-resolution image (arXiv:2309.03350, as in its code).
 
-    The published scripts name `steps` levels from `sigma_max` down, of which those below the process's `sigma_start`
-    (`truncation_sigma` there) are run: with the defaults 7 of 18, in 13 evaluations.
+    As in the published scripts, `steps` counts the noise levels from `sigma_max` to `sigma_min`, but only those below
+    the process's `sigma_start` (`truncation_sigma` there) are run: with the defaults 7 of 18, in 13 evaluations.
 
     Args:
-        steps: Number of levels of the whole ramp.
+        steps: Number of noise levels from `sigma_max` to `sigma_min`.
         eta: Share of the noise that each evaluation replaces (`s_noise`).
-        sigma_max: Top of the ramp.
-        sigma_min: Bottom of the ramp.
-        rho: Exponent of the ramp, see `levels`.
-        blur_prob_length: Quantile at which the blur ends (`truncation_t`), where it differs from the process's own.
+        sigma_max: First of the noise levels.
+        sigma_min: Last of the noise levels.
+        rho: Exponent of their spacing, see `levels`.
+        blur_prob_length: Quantile at which the blur ends (`truncation_t`); None for the process's `prob_length`.
 
     Raises:
         ValueError: see `Sampler`.
@@ -50,7 +50,7 @@ class RelayHeun(EDMHeun):
         self.blur_prob_length = blur_prob_length
 
     def name(self, process: Process) -> str:
-        """The number of levels that are run and where they begin, "relayheun-7-below-0.9"."""
+        """See `Sampler.name`: the number of levels that are run and where they start, "relayheun-7-below-0.9"."""
         relay = self._relay(process)
         return f"{self.solver}-{len(self._levels(relay))}-below-{relay.sigma_start:g}{self.eta_suffix}"
 
@@ -58,15 +58,16 @@ class RelayHeun(EDMHeun):
         """The times of the levels that are run, then 0.
 
         Raises:
-            TypeError: the process is not a relay.
-            ValueError: no level is below `sigma_start`, or one is above the level where the blur is set to end.
+            TypeError: the process is not a `RelayProcess`.
+            ValueError: no level is below `sigma_start`, or a level is above the one where the blur ends.
         """
         relay = self._relay(process)
         times = time_at(relay, self._levels(relay))
-        relay.blur_sigma(times)  # refuses times beyond the end of the blur
+        relay.blur_sigma(times)  # raises for times after the end of the blur
         return torch.cat([times, torch.zeros(1)])
 
     def _levels(self, process: RelayProcess) -> Tensor:
+        """The noise levels that are run, falling, float64."""
         ramp = levels(self.steps, self.sigma_max, self.sigma_min, self.rho)
         below = ramp[ramp < process.sigma_start]
         if len(below) == 0:
@@ -77,12 +78,12 @@ class RelayHeun(EDMHeun):
         return below
 
     def _relay(self, process: Process) -> RelayProcess:
-        """The process, with the blur that sampling is set to."""
+        """The process, with the blur of `blur_prob_length` if it is given."""
         if not isinstance(process, RelayProcess):
             raise TypeError(f"RelayHeun continues a RelayProcess, not {type(process).__name__}; choose EDMHeun or Heun")
         return process if self.blur_prob_length is None else process.blurring_by(self.blur_prob_length)
 
     def follow(self, times: Tensor, denoiser: Denoiser, randn: Randn, after_step: AfterStep | None) -> Tensor:
-        """See `Sampler.follow`."""
+        """See `Sampler.follow`; runs with the blur of `blur_prob_length` if it is given."""
         relay = self._relay(denoiser.process)
         return super().follow(times, replace(denoiser, process=relay), randn, after_step)

@@ -1,4 +1,4 @@
-"""Residual shifting: a short chain from the degraded to the clean image (ResShift, arXiv:2307.12348)."""
+"""ResShift's forward process: a short chain from the clean to the degraded image (arXiv:2307.12348)."""
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ class ResidualShift(Tabulated):
     `first * (last / first)^((k / (T - 1))^power)` with `first = min(min_noise_level / kappa, min_noise_level)`.
 
     Args:
-        steps: T, 15 in the paper and 4 in its journal version (arXiv:2403.07319).
-        min_noise_level: Bounds the first noise level, `kappa sqrt(shift)` at the first entry.
-        kappa: Noise for a completed shift.
-        power: Warps time; smaller ones leave less of the shift to the first steps.
+        steps: Number of steps T, 15 in the paper and 4 in its journal version (arXiv:2403.07319).
+        min_noise_level: Upper limit of the first noise level, `kappa sqrt(shift)` at the first entry.
+        kappa: Standard deviation of the noise when the shift is complete.
+        power: Exponent of the time in the schedule; with larger values the shift grows later.
         last: `sqrt(shift)` at the last entry, the public code's `etas_end`.
 
     Raises:
@@ -33,17 +33,18 @@ class ResidualShift(Tabulated):
                 f"residual shifting needs at least 2 steps and 0 < first < last for sqrt(shift), "
                 f"got steps {steps}, first {first:g} (min_noise_level {min_noise_level:g} over kappa), last {last:g}"
             )
+
         self.kappa = kappa
         time = torch.linspace(0, 1, steps, dtype=torch.float64) ** power
         root = first * (torch.tensor(last / first, dtype=torch.float64) ** time)
         self.tables["shift"] = torch.cat([torch.zeros(1, dtype=torch.float64), root**2])
 
     def shift(self, t: Tensor) -> Tensor:
-        """How far the mean has moved to the degraded image: the paper's eta_t, float64 `[B]` in [0, 1)."""
+        """The shift of the mean to the degraded image, the paper's eta_t: float64 `[B]` in [0, 1)."""
         return self.lookup("shift", t)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Coefficient of the clean image, `1 - shift_t`."""
+        """Coefficient of the clean image, `1 - shift_t`, float64 `[B]`."""
         return 1 - self.shift(t)
 
     def mean(self, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
@@ -51,11 +52,11 @@ class ResidualShift(Tabulated):
         return x0 + expand(self.shift(t), x0) * (anchor - x0)
 
     def std(self, t: Tensor) -> Tensor:
-        """`kappa sqrt(shift_t)`."""
+        """`kappa sqrt(shift_t)`, float64 `[B]`."""
         return self.kappa * self.shift(t).sqrt()
 
     def kept_and_fresh(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The noise of `q(x_s | x_t, x0, anchor)` (Eq. 6-7, for any s < t), and what it leaves of the old."""
+        """See `Process.kept_and_fresh`: the noise of `q(x_s | x_t, x0, anchor)` (Eq. 6-7, for any s < t)."""
         shift_t, shift_s = self.shift(t), self.shift(s)
         divisor = torch.where(shift_t > 0, shift_t, 1.0)
         fresh = (shift_s / divisor * (shift_t - shift_s)).clamp(min=0).sqrt()
@@ -66,5 +67,5 @@ class ResidualShift(Tabulated):
         return self.std(t) / self.alpha(t).sqrt()
 
     def start(self, *, anchor: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """The degraded image with the noise of `t`: the shift is taken as complete, as the paper samples."""
+        """The degraded image with the noise of `t`; the shift is taken as complete, as in the paper's sampling."""
         return anchor + expand(self.std(t), anchor) * noise

@@ -1,4 +1,4 @@
-"""Loops over time. They know a denoiser and no network."""
+"""Samplers: loops over time that call a denoiser and never the network itself."""
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
@@ -13,32 +13,32 @@ from lightning_modules.diffusion.randomness import Randn
 from lightning_modules.diffusion.spacing import spaced
 
 Memory = tuple[Tensor, ...]
-"""What a multistep sampler remembers of earlier steps, `[B,...]` each; the empty tuple before the first."""
+"""Tensors `[B,...]` that a multistep sampler carries from step to step; the empty tuple before the first step."""
 
 
 class AfterStep(Protocol):
-    """Called with the new state after each step from `t` to `s`; what it returns is the state that goes on."""
+    """Called after each step from `t` to `s`; sampling continues from the state that it returns."""
 
     def __call__(self, x_s: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
-        """New state, `[B,C,H,W]`; `t` and `s` are `[B]`."""
+        """The state to continue from, `[B,C,H,W]`; `t` and `s` are `[B]`."""
 
     def fork(self) -> Self:
-        """One that goes on from here with the same random numbers, for another run of the same steps."""
+        """A copy that will draw the same random numbers from here on, for another run of the same steps."""
 
 
 class Sampler(ABC):
     """Draws a clean state, step by step.
 
     Args:
-        steps: Number of steps from the start to the clean state; fewer than the process was trained with respaces it.
-        spacing: Where the steps lie in time, see `spaced`.
+        steps: Number of steps from the start to the clean state; may be smaller than in training.
+        spacing: How the times of the steps are spaced, see `spaced`.
         eta: Share of the fresh noise that each step adds, 0 to 1, see `Process.step`.
 
     Raises:
         ValueError: `eta` is outside [0, 1].
     """
 
-    default_eta = 0.0  # the one that `name` leaves out
+    default_eta = 0.0  # the value of `eta` that `name` does not mention
 
     def __init__(self, steps: int, spacing: Spacing = "trailing", eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:
@@ -47,26 +47,26 @@ class Sampler(ABC):
         self.spacing: Spacing = spacing
 
     def name(self, process: Process) -> str:
-        """What results call it when it samples `process`: "ddim-10" or "ddim-10-karras-eta0.5"."""
+        """Name of the sampler in results, such as "ddim-10" or "ddim-10-karras-eta0.5"."""
         spacing = "" if self.spacing == "trailing" else f"-{self.spacing}"
         return f"{self.solver}-{self.steps}{spacing}{self.eta_suffix}"
 
     @property
     def eta_suffix(self) -> str:
-        """The part of `name` that tells an unusual `eta`."""
+        """The part of `name` for an `eta` other than the default."""
         return "" if self.eta == self.default_eta else f"-eta{self.eta:g}"
 
     @property
     def solver(self) -> str:
-        """The first part of `name`."""
+        """The first part of `name`, such as "ddim"."""
         return type(self).__name__.lower()
 
     def grid(self, process: Process) -> Tensor:
         """The times of a run, float64 `[steps + 1]`, falling to 0.
 
         Raises:
-            ValueError: the process has no such steps.
-            TypeError: sampler or spacing rely on a property that the process does not have.
+            ValueError: the process cannot be sampled in this number of steps.
+            TypeError: sampler or spacing need a property that the process does not have.
         """
         return spaced(process, self.steps, self.spacing)
 
@@ -81,11 +81,11 @@ class Sampler(ABC):
         """One step.
 
         Args:
-            denoiser: The estimate of the clean state.
-            x_t: State, `[B,C,H,W]`.
-            memory: What the step before returned.
-            t: Where the states are, `[B]`.
-            s: Where they go, `[B]`.
+            denoiser: Gives the estimate of the clean state.
+            x_t: State at `t`, `[B,C,H,W]`.
+            memory: The memory that `init` or the previous step returned.
+            t: Current time, `[B]`.
+            s: Next time, `[B]`.
             randn: Source of fresh noise.
 
         Returns:
@@ -99,9 +99,10 @@ class Sampler(ABC):
         return self.follow(self.grid(denoiser.process), denoiser, randn, after_step)
 
     def follow(self, times: Tensor, denoiser: Denoiser, randn: Randn, after_step: AfterStep | None) -> Tensor:
-        """The state at the last of falling `times`, `[B,C,H,W]`, from the process's start at the first."""
+        """Samples along `times`, `[steps + 1]` and falling; returns the state at the last one, `[B,C,H,W]`."""
         batch = [time.expand(denoiser.anchor.shape[0]) for time in times]
         x, memory = self.init(denoiser, batch[0], randn)
+
         for t, s in pairwise(batch):
             x, memory = self.step(denoiser, x, memory, t=t, s=s, randn=randn)
             if after_step is not None:
@@ -122,8 +123,9 @@ class Ancestral(Sampler):
         steps: See `Sampler`.
         eta: Share of the posterior's noise, 0 to 1.
         spacing: See `Sampler`.
-        variance: Noise of a step at `eta = 1`: `small`, the posterior's, or `large`, that of the forward transition,
-            DDPM's beta_t (as SR3's paper samples). There is none in the step to the clean image.
+        variance: Variance of the noise that a step adds at `eta = 1`: `small` for that of the posterior, `large` for
+            that of the forward transition, DDPM's beta_t (used in SR3's paper). The step to the clean image adds no
+            noise.
 
     Raises:
         ValueError: see `Sampler`.
@@ -142,7 +144,7 @@ class Ancestral(Sampler):
         self.variance = variance
 
     def name(self, process: Process) -> str:
-        """See `Sampler.name`; tells a large variance."""
+        """See `Sampler.name`; followed by "-large" for the large variance."""
         return super().name(process) + ("-large" if self.variance == "large" else "")
 
     def grid(self, process: Process) -> Tensor:
@@ -157,6 +159,7 @@ class Ancestral(Sampler):
         """`Process.step` with one estimate of the clean state."""
         process = denoiser.process
         added = transition_std(process, t, s) if self.variance == "large" else None
+
         x_s = process.step(
             x_t,
             x0=denoiser(x_t, t),
@@ -186,7 +189,7 @@ def needs_posterior(process: Process, asking: str) -> None:
 def transition_std(process: Process, t: Tensor, s: Tensor) -> Tensor:
     """Standard deviation of the noise that the forward transition from `s` to `t` adds, `[B]`; 0 where `s` is 0.
 
-    The posterior's deviation is `std(s) / std(t)` times it (Eq. 7 of DDPM).
+    The posterior's standard deviation is `std(s) / std(t)` times this one (Eq. 7 of DDPM).
     """
     _, fresh = process.kept_and_fresh(t, s)
     std_s = process.std(s)
@@ -194,7 +197,7 @@ def transition_std(process: Process, t: Tensor, s: Tensor) -> Tensor:
 
 
 class DDIM(Ancestral):
-    """Deterministic steps (arXiv:2010.02502); the same loop with `eta` 0.
+    """Deterministic steps (arXiv:2010.02502): `Ancestral` with `eta` 0.
 
     Args:
         steps: See `Sampler`.
@@ -260,7 +263,7 @@ def _half_log_snr(process: Process, t: Tensor) -> Tensor:
 
 
 def _extrapolation(before: Tensor, now: Tensor, then: Tensor) -> Tensor:
-    """How far half a step ahead is, in steps taken before, `[B]`; 0 where the step ends in the clean state."""
+    """Half of this step's length divided by the previous step's, `[B]`; 0 where the step ends in the clean state."""
     share = (then - now) / (now - before) / 2
     return torch.where(then.isfinite() & (now > before), share, 0.0)
 
@@ -274,16 +277,20 @@ class Heun(Sampler):
     Args:
         steps: See `Sampler`.
         eta: Share of the posterior's noise, drawn anew for each of the two evaluations.
-        spacing: See `Sampler`. Where a table ends in almost pure noise, `trailing` would leave most of the way in the
-            ratio to one step, which no second-order step bridges.
+        spacing: See `Sampler`. If a table ends in almost pure noise, the first step of `trailing` covers most of the
+            range of the ratio, which is too far for a second-order step.
     """
 
     def __init__(self, steps: int, eta: float = 0.0, spacing: Spacing = "karras") -> None:
         super().__init__(steps, spacing, eta)
 
     def grid(self, process: Process) -> Tensor:
-        """See `Sampler.grid`; also refuses a process that starts without signal, where the ratio is infinite."""
-        self.ratio(process, torch.ones(1))  # refused whatever the spacing
+        """See `Sampler.grid`.
+
+        Raises:
+            ValueError: the process starts without any signal, where the ratio is infinite.
+        """
+        self.ratio(process, torch.ones(1))  # raises for a mean that is not a multiple of x0, whatever the spacing
         times = super().grid(process)
         if self.ratio(process, times).isinf().any():
             raise ValueError(
@@ -293,11 +300,11 @@ class Heun(Sampler):
         return times
 
     def ratio(self, process: Process, t: Tensor) -> Tensor:
-        """What the steps are taken in, `[B]`."""
+        """The variable that the steps are taken in: the noise-to-signal ratio, `[B]`."""
         return noise_to_signal(process, t)
 
     def slope(self, process: Process, x: Tensor, *, x0: Tensor, anchor: Tensor, t: Tensor) -> Tensor:
-        """Change of the state, over its signal level, with `ratio`: the noise that `x0` leaves in `x`, `[B,C,H,W]`."""
+        """Derivative of `x / alpha` by `ratio`, which is the noise in `x` given the estimate `x0`, `[B,C,H,W]`."""
         std = process.std(t)
         return (x - process.mean(x0=x0, anchor=anchor, t=t)) / expand(torch.where(std > 0, std, 1.0), x)
 
@@ -317,7 +324,8 @@ class Heun(Sampler):
 
         there = self.slope(process, x_s, x0=self.estimate(denoiser, x_s, s), anchor=anchor, t=s)
         change = there - self.slope(process, x_t, x0=x0, anchor=anchor, t=t)
-        # The clean state that leaves the mean slope at x_t.
+
+        # The estimate of the clean state for which the slope at x_t is the mean slope.
         x0 = x0 - expand(self.ratio(process, t) / 2, x_t) * change
         corrected = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=self.eta, randn=randn)
         return torch.where(expand(s > 0, x_t) > 0, corrected, x_s), ()

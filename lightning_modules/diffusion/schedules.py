@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class Schedule(ABC):
-    """`steps` betas; entry k belongs to the transition from table entry k to k + 1, entry 0 being the clean image.
+    """Betas of T transitions; beta k is that of the transition from table entry k to k + 1. Entry 0 is the clean image.
 
     Args:
         steps: Number of transitions T.
 
     Raises:
-        ValueError: there are none.
+        ValueError: `steps` is below 1.
     """
 
     def __init__(self, steps: int) -> None:
@@ -24,13 +24,13 @@ class Schedule(ABC):
 
     @abstractmethod
     def betas(self) -> Tensor:
-        """Variances of the transitions: float64 `[steps]` in (0, 1]."""
+        """Variances of the noise that each transition adds: float64 `[steps]` in (0, 1]."""
 
     def alphas_cumprod(self) -> Tensor:
-        """Squared signal levels, clean first: float64 `[steps + 1]`, falling from exactly 1.
+        """Squared signal levels from the clean image on: float64 `[steps + 1]`, falling from exactly 1.
 
         Raises:
-            ValueError: a beta is no variance in (0, 1].
+            ValueError: a beta is outside (0, 1].
         """
         betas = self.betas()
         if not ((betas > 0) & (betas <= 1)).all():
@@ -41,6 +41,7 @@ class Schedule(ABC):
 
 
 def _ramp(start: float, end: float, steps: int) -> Tensor:
+    """Evenly spaced values from `start` to `end`, float64 `[steps]`."""
     return torch.linspace(start, end, steps, dtype=torch.float64)
 
 
@@ -51,7 +52,7 @@ class Linear(Schedule):
         steps: Number of transitions T.
         start: First beta.
         end: Last beta.
-        last: Replaces the last beta, as SRDiff's linear variant does with 0.999 so that the end is pure noise.
+        last: Replaces the last beta, so that the end is almost pure noise; SRDiff's linear variant uses 0.999.
     """
 
     def __init__(self, steps: int, start: float, end: float, last: float | None = None) -> None:
@@ -67,7 +68,7 @@ class Linear(Schedule):
 
 
 class ScaledLinear(Linear):
-    """Squares of a straight line between the roots of `start` and `end`; SR3's `quad`, Stable Diffusion's schedule."""
+    """Betas whose square roots lie on a straight line: SR3's `quad`, and the schedule of Stable Diffusion."""
 
     def betas(self) -> Tensor:
         """See `Schedule.betas`."""
@@ -75,13 +76,13 @@ class ScaledLinear(Linear):
 
 
 class WarmUp(Linear):
-    """Linear over the first `fraction` of the steps, then constant (SR3's `warmup10` and `warmup50`).
+    """Betas that rise linearly over the first `fraction` of the steps, then constant (SR3's `warmup10`, `warmup50`).
 
     Args:
         steps: Number of transitions T.
         start: First beta.
         end: Last beta.
-        fraction: Share of the steps that rise, 0.1 or 0.5 as published.
+        fraction: Share of the steps in which betas rise, 0.1 or 0.5 as published.
     """
 
     def __init__(self, steps: int, start: float, end: float, fraction: float) -> None:
@@ -97,7 +98,7 @@ class WarmUp(Linear):
 
 
 class Constant(Schedule):
-    """The same beta everywhere.
+    """The same beta for all transitions.
 
     Args:
         steps: Number of transitions T.
@@ -114,7 +115,7 @@ class Constant(Schedule):
 
 
 class Harmonic(Schedule):
-    """1/T, 1/(T-1), ..., 1 (SR3's `jsd`): ends without any signal, so the image cannot be read off the last step."""
+    """Betas 1/T, 1/(T-1), ..., 1 (SR3's `jsd`); the last state is pure noise."""
 
     def betas(self) -> Tensor:
         """See `Schedule.betas`."""
@@ -126,8 +127,8 @@ class Cosine(Schedule):
 
     Args:
         steps: Number of transitions T.
-        offset: The small s that keeps the first betas away from zero.
-        largest: No beta exceeds it.
+        offset: The small offset s of the paper, which keeps the first betas from being almost 0.
+        largest: Upper limit of the betas.
     """
 
     def __init__(self, steps: int, offset: float = 0.008, largest: float = 0.999) -> None:

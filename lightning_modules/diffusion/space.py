@@ -1,4 +1,4 @@
-"""Where diffusion runs: pixels, the residual to the enlarged image, or a latent space."""
+"""The space in which diffusion runs: pixels, the residual to the enlarged image, or latents of an autoencoder."""
 
 from abc import ABC, abstractmethod
 from typing import Any, cast
@@ -7,25 +7,29 @@ from torch import Tensor, nn
 
 
 class Space(nn.Module, ABC):
-    """Maps images to states and back. Images `[B,3,H,W]` in [-1, 1]; `up` is the enlarged low-resolution image."""
+    """Maps images `[B,3,H,W]` in [-1, 1] to states and back; `up` is the enlarged low-resolution image.
 
-    factor: int = 1  # image pixels per state pixel, each way
+    Attributes:
+        factor: Side of a state pixel in image pixels.
+    """
+
+    factor: int = 1
 
     @abstractmethod
     def encode(self, image: Tensor, up: Tensor) -> Tensor:
-        """State of `image`, `[B,C,H/factor,W/factor]`."""
+        """The state of an image, `[B,C,H/factor,W/factor]`."""
 
     def encode_target(self, image: Tensor, up: Tensor) -> Tensor:
-        """State of a training target: by default as any image's."""
+        """The state of a training target; by default that of `encode`."""
         return self.encode(image, up)
 
     @abstractmethod
     def decode(self, state: Tensor, up: Tensor) -> Tensor:
-        """Image of `state`; not clamped."""
+        """The image of a state, `[B,3,H,W]`, not clamped."""
 
     @abstractmethod
     def bound(self, x0: Tensor) -> Tensor:
-        """Brings an estimate of the clean state back into the range that clean states have."""
+        """An estimate of the clean state, clamped to the range of clean states if they have one."""
 
 
 class Pixels(Space):
@@ -40,25 +44,25 @@ class Pixels(Space):
         self.clip = clip
 
     def encode(self, image: Tensor, up: Tensor) -> Tensor:
-        """The image."""
+        """The image itself."""
         return image
 
     def decode(self, state: Tensor, up: Tensor) -> Tensor:
-        """The state."""
+        """The state itself."""
         return state
 
     def bound(self, x0: Tensor) -> Tensor:
-        """Clamped to [-1, 1] with `clip`."""
+        """The estimate, clamped to [-1, 1] with `clip`."""
         return x0.clamp(-1, 1) if self.clip else x0
 
 
 class Residual(Space):
-    """States are the residual to the enlarged image (Eq. 1 of SRDiff, arXiv:2104.14951); the enlarged image is 0.
+    """States are the scaled difference to the enlarged image (Eq. 1 of SRDiff, arXiv:2104.14951).
 
-    A residual beyond `1 / scale` cannot be represented: with the published scale of 2, more than 64 grey levels.
+    Differences above `1 / scale` are clipped: with the published scale of 2, those above 64 of 255 grey levels.
 
     Args:
-        scale: Factor that stretches the residual towards [-1, 1].
+        scale: Factor on the difference.
     """
 
     def __init__(self, scale: float = 2.0) -> None:
@@ -74,19 +78,19 @@ class Residual(Space):
         return self.bound(state) / self.scale + up
 
     def bound(self, x0: Tensor) -> Tensor:
-        """Clamped to [-1, 1]."""
+        """The estimate, clamped to [-1, 1]."""
         return x0.clamp(-1, 1)
 
 
 class Latent(Space):
     """States are the latents of a frozen autoencoder, in float32.
 
-    An image has one state, the mode of its posterior; a training target is drawn from the posterior, as Stable
-    Diffusion was trained. The public DoSSR code also draws the state that sampling starts from.
+    The state of an image is the mode of the encoder's posterior; that of a training target is a sample of the
+    posterior, as in the training of Stable Diffusion. The public DoSSR code samples for the start image, too.
 
     Args:
-        autoencoder: Module with `encode(image, sample)`, `decode(latent)`, `factor`, the image pixels per latent pixel,
-            and `scale`, which latents are multiplied by: `KLAutoencoder` or `VQAutoencoder`.
+        autoencoder: `KLAutoencoder` or `VQAutoencoder`: a module with `encode(image, sample)`, `decode(latent)`, the
+            side of a latent pixel in image pixels, `factor`, and the factor on latents, `scale`.
     """
 
     def __init__(self, autoencoder: nn.Module) -> None:
@@ -96,19 +100,24 @@ class Latent(Space):
         self.scale: float = self.autoencoder.scale
 
     def encode(self, image: Tensor, up: Tensor) -> Tensor:
-        """The latent of `image`, times `scale`."""
+        """The mode of the posterior of `image`, times `scale`."""
         return self._encode(image, sample=False)
 
     def encode_target(self, image: Tensor, up: Tensor) -> Tensor:
-        """A draw from the posterior of `image`, times `scale`."""
+        """A sample of the posterior of `image`, times `scale`."""
         return self._encode(image, sample=True)
 
     def _encode(self, image: Tensor, sample: bool) -> Tensor:
+        """The scaled latent, float32.
+
+        Raises:
+            ValueError: height or width is not a multiple of `factor`.
+        """
         height, width = image.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"a {width}x{height} image has no whole latent: sides must be multiples of {self.factor} pixels; set "
-                "data.init_args.crop to one"
+                f"a {width}x{height} image has no whole latent: height and width must be multiples of {self.factor} "
+                "pixels; set data.init_args.crop to such a multiple"
             )
         latent: Tensor = self.autoencoder.encode(image, sample=sample).float() * self.scale
         return latent
@@ -119,5 +128,5 @@ class Latent(Space):
         return image
 
     def bound(self, x0: Tensor) -> Tensor:
-        """As it is: latents have no range."""
+        """The estimate itself: latents have no range."""
         return x0

@@ -1,4 +1,4 @@
-"""Evaluates a network on overlapping tiles of states that are too large for it at once."""
+"""Evaluates a network on overlapping tiles, for states that need too much memory at once."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ WIDTH = 0.25  # standard deviation of a tile's weights, in tiles
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a state is cut.
+    """How a state is cut into tiles.
 
     Attributes:
-        side: Of a tile, in state pixels, where the state is larger than it.
-        overlap: Of neighbouring tiles, at least, in state pixels.
+        side: Height and width of a tile in state pixels; smaller states are not cut.
+        overlap: Smallest overlap of neighbouring tiles in state pixels.
     """
 
     side: int
@@ -28,9 +28,9 @@ def tiled(
     """`evaluate(x, condition)` from tiles, each weighted by a Gaussian around its centre (StableSR, arXiv:2305.07015).
 
     Args:
-        evaluate: From a state `[B,C,h,w]` and what it is shown to `[B,C',h,w]`.
+        evaluate: The network, from a state `[B,C,h,w]` and its conditions to `[B,C',h,w]`.
         x: `[B,C,H,W]`.
-        condition: Maps `[B,C,H/k,W/k]`, with a whole k each, are cut as the state is; everything else is shown whole.
+        condition: Maps `[B,C,H/k,W/k]`, with an integer k each, are cut like the state; other tensors are not cut.
         tiles: How the state is cut.
 
     Returns:
@@ -42,6 +42,7 @@ def tiled(
     height, width = x.shape[-2:]
     if max(height, width) <= tiles.side:
         return evaluate(x, dict(condition))
+
     total: Tensor | None = None
     weights = x.new_zeros(1, 1, height, width, dtype=torch.float32)
     for window in windows(height, width, tiles):
@@ -81,13 +82,13 @@ def windows(height: int, width: int, tiles: Tiles) -> Iterator[tuple[slice, slic
 
 
 def starts(length: int, tiles: Tiles) -> list[int]:
-    """Where tiles begin; the last ends at `length`."""
+    """The first rows or columns of the tiles; the last tile ends at `length`."""
     last = max(length - tiles.side, 0)
     return [*range(0, last, tiles.side - tiles.overlap), last]
 
 
 def gaussian(like: Tensor) -> Tensor:
-    """Weights of a tile, `[h,w]` float32, 1 at the centre."""
+    """Gaussian weights of a tile, float32 `[h,w]`, 1 at the centre."""
     rows, columns = (
         torch.linspace(-0.5, 0.5, length, device=like.device).div(WIDTH).square().div(-2).exp()
         for length in like.shape[-2:]

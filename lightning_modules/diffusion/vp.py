@@ -1,4 +1,4 @@
-"""Variance-preserving diffusion: the process of DDPM, SR3, SRDiff and Stable Diffusion, and DoSSR's shifted one."""
+"""Variance-preserving processes: that of DDPM, SR3, SRDiff and Stable Diffusion, and DoSSR's with a shifted mean."""
 
 import math
 from itertools import accumulate
@@ -11,7 +11,7 @@ from lightning_modules.diffusion.schedules import Schedule
 
 
 class VP(Tabulated):
-    """`x_t = sqrt(ab_t) x0 + sqrt(1 - ab_t) noise`, started from pure noise; the anchor plays no part.
+    """`x_t = sqrt(ab_t) x0 + sqrt(1 - ab_t) noise`, sampled from pure noise; the anchor is not used.
 
     The clock is the index into the table of T levels, divided by T. Between two entries `sqrt(ab)` is interpolated
     linearly, which is how SR3 draws its continuous noise level (Eq. 11 of SR3, arXiv:2104.07636, in the form that the
@@ -19,8 +19,8 @@ class VP(Tabulated):
 
     Args:
         schedule: The betas.
-        continuous: Train at any time in (0, 1] (SR3) instead of the T table entries only (DDPM, SRDiff).
-        shared_t: One table entry per batch instead of one per sample, as the widely used SR3 code draws it.
+        continuous: Train at all times in (0, 1] (SR3) instead of only at the T table entries (DDPM, SRDiff).
+        shared_t: Draw one table entry for the batch instead of one for each sample, as the widely used SR3 code does.
     """
 
     anchored = False
@@ -36,7 +36,7 @@ class VP(Tabulated):
         return self.lookup("signal", t)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """The signal level."""
+        """The signal level `sqrt(ab_t)`, float64 `[B]`."""
         return self.signal(t)
 
     def std(self, t: Tensor) -> Tensor:
@@ -48,14 +48,15 @@ class VP(Tabulated):
         return expand(self.alpha(t), x0) * x0
 
     def kept_and_fresh(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The noise of `q(x_s | x_t, x0)` (Eq. 7 of DDPM, for any s < t), and what it leaves of the old."""
+        """See `Process.kept_and_fresh`: the noise of `q(x_s | x_t, x0)` (Eq. 7 of DDPM, for any s < t)."""
         std_t, std_s, gain = self.std(t), self.std(s), self.gain(t, s)
+        # Deviation of the noise that the transition from s to t adds; rounding may take its square below 0.
         transition = (std_t**2 - (gain * std_s) ** 2).clamp(min=0).sqrt()
         divisor = torch.where(std_t > 0, std_t, 1.0)
         return gain * std_s**2 / divisor, std_s * transition / divisor
 
     def gain(self, t: Tensor, s: Tensor) -> Tensor:
-        """What the transition from `s` to `t` multiplies the state by, `[B]`."""
+        """Factor by which the forward transition from `s` to `t` multiplies the state, `[B]`."""
         return self.alpha(t) / self.alpha(s)
 
     def start(self, *, anchor: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -63,27 +64,29 @@ class VP(Tabulated):
         return noise
 
     def sample_t(self, n: int) -> Tensor:
-        """Table entries 1..T, uniform; with `continuous`, uniform inside the drawn bin as well."""
+        """Training times, float64 `[n]`: uniform over the table entries 1 to T.
+
+        With `continuous`, also uniform between an entry and the one below it.
+        """
         entries = torch.randint(1, self.steps + 1, (1 if self.shared_t else n,)).expand(n)
         inside = torch.rand(n, dtype=torch.float64) if self.continuous else 0
         return (entries - inside) / torch.tensor(self.steps, dtype=torch.float64)
 
 
 class DomainShift(VP):
-    """VP whose mean slides from the clean to the degraded image: the process of DoSSR (arXiv:2409.17778).
+    """VP whose mean shifts from the clean to the degraded image: the process of DoSSR (arXiv:2409.17778).
 
-    `x_t = sqrt(ab_t) ((1 - shift_t) x0 + shift_t anchor) + sqrt(1 - ab_t) noise`. The slide is complete at entry
+    `x_t = sqrt(ab_t) ((1 - shift_t) x0 + shift_t anchor) + sqrt(1 - ab_t) noise`. The shift is complete at entry
     `shift_steps`, so sampling starts there, from the noised anchor, instead of from pure noise at T.
 
     Args:
         schedule: The betas.
-        shift_steps: Entries that the slide takes; the paper's t1, half of T.
-        train_steps: Training draws entries 1 to this one. All T as published (for which a pretrained network needs no
-            new range); sampling visits none beyond `shift_steps`.
-        ramp: Ends of the stretch of the half cosine wave that the slide follows.
+        shift_steps: Entry at which the shift is complete; the paper's t1, half of T.
+        train_steps: Last entry of training; None for all T, as published. Sampling uses no entry above `shift_steps`.
+        ramp: First and last value of u in `shift = sin^2(pi u / 2)`, where u is linear in the entry.
 
     Raises:
-        ValueError: the slide does not fit the table.
+        ValueError: `shift_steps` or `train_steps` is outside the table.
     """
 
     anchored = True
@@ -102,10 +105,12 @@ class DomainShift(VP):
                 f"shift_steps {shift_steps} and train_steps {self.train_steps} must lie within the schedule's "
                 f"{self.steps} steps, and a shift takes at least 2"
             )
+
         angle = torch.linspace(*ramp, shift_steps, dtype=torch.float64) * math.pi / 2
         zeros = torch.zeros(self.steps - shift_steps, dtype=torch.float64)
         one = torch.ones(1, dtype=torch.float64)
-        # alpha comes from the cosine: 1 - shift would lose its digits where the shift is almost complete.
+
+        # The clean image's share is cos^2: `1 - sin^2` would lose its digits where the shift is almost complete.
         self.tables["alpha"] = self.tables["signal"] * torch.cat([one, angle.cos() ** 2, zeros])
         self.tables["anchor_alpha"] = self.tables["signal"] * torch.cat([0 * one, angle.sin() ** 2, zeros + 1])
 
@@ -122,7 +127,7 @@ class DomainShift(VP):
         return expand(self.alpha(t), x0) * x0 + expand(self.anchor_alpha(t), x0) * anchor
 
     def gain(self, t: Tensor, s: Tensor) -> Tensor:
-        """The ratio of the clean image's coefficients; of the signal levels where the slide was complete by `s`."""
+        """The ratio of the clean image's coefficients, or of the signal levels if the shift is complete at `s`."""
         complete = self.alpha(s) == 0
         level_t = torch.where(complete, self.signal(t), self.alpha(t))
         return level_t / torch.where(complete, self.signal(s), self.alpha(s))
@@ -132,21 +137,21 @@ class DomainShift(VP):
         return self.diffuse(x0=anchor, anchor=anchor, t=t, noise=noise)
 
     def sample_t(self, n: int) -> Tensor:
-        """Table entries 1 to `train_steps`, uniform."""
+        """Training times, float64 `[n]`: uniform over the table entries 1 to `train_steps`."""
         return torch.randint(1, self.train_steps + 1, (n,)).double() / self.steps
 
     def grid(self, steps: int) -> Tensor:
-        """Entries from `shift_steps` down to 1, evenly spread and rounded as published, then the clean image for 1.
+        """Evenly spaced entries from `shift_steps` to 1, rounded as published; the clean image takes the place of 1.
 
         Raises:
-            ValueError: `steps` is not within 1 to `shift_steps - 1`.
+            ValueError: `steps` is outside 1 to `shift_steps - 1`.
         """
         if not 1 <= steps < self.shift_steps:
             raise ValueError(
-                f"this process slides in {self.shift_steps} steps; it cannot be sampled with {steps}: set the "
-                f"sampler's steps to 1 to {self.shift_steps - 1}"
+                f"this process completes its shift in {self.shift_steps} steps; it cannot be sampled with {steps}: "
+                f"set the sampler's steps to 1 to {self.shift_steps - 1}"
             )
-        # A running sum, as in the public code: its rounding errors decide which way halves are rounded.
+        # A running sum, as in the public code, because its rounding errors decide how halves are rounded.
         indices = accumulate([(self.shift_steps - 1) / steps] * steps)
         entries = [0] + [round(index) + 1 for index in indices]
         return torch.tensor(entries[::-1], dtype=torch.float64) / self.steps

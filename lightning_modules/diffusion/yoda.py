@@ -1,4 +1,4 @@
-"""YODA: attention decides which pixels diffuse, and when (arXiv:2308.07977)."""
+"""YODA: an attention map decides when each pixel joins the diffusion (arXiv:2308.07977)."""
 
 from copy import copy
 from typing import Literal

@@ -286,7 +286,7 @@ def pretrained(architecture: Any, weights: str, **options: Any) -> Any:
         raise FileNotFoundError(
             f"the weights {weights} of the attention map are neither in the hub's cache nor a complete folder, and "
             "cannot be downloaded. Download them on a machine with a network and give their folder as "
-            "--model.init_args.region.init_args.attention.init_args.weights (configs/attend.yaml: "
+            "--model.init_args.region.init_args.attention.init_args.weights (configs/command/attend.yaml: "
             "--model.init_args.attention.init_args.weights), or choose a map that needs no weights: Sobel, Canny, "
             "ScaleSpace or Constant of lightning_modules.networks.attention_maps"
         ) from error

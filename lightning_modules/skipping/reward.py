@@ -111,7 +111,7 @@ class MetricTerm(Term):
     def measure(self, sr: Tensor, hr: Tensor) -> Tensor:
         """See `Term.measure`."""
         values = []
-        for i in range(len(sr)):
+        for i in range(len(sr)):  # torchmetrics average over all images since the last reset
             self.metric.reset()
             self.metric.update(sr[i : i + 1], *([hr[i : i + 1]] if self.reference else []))
             values.append(torch.as_tensor(self.metric.compute(), device=sr.device).float().view(()))

@@ -53,6 +53,7 @@ class Rollouts:
 
     def images(self, batch: Batch, deciders: Mapping[str, Decider]) -> dict[str, Tensor]:
         """Images `[B,3,H,W]` in [-1, 1] by decider, all from the same coarse chain and the same noise."""
+        # The coarse chain is run once; each decider gets a fork of the same noise.
         with self.base.sampling(batch) as padded:
             started, denoiser, randn, fill = self.base.prepare(padded)
             steps = self.plan.prepare(denoiser, randn, fill)

@@ -295,6 +295,7 @@ class FineSteps:
         t = level if self.skip == "respaced" else scheduled
         s = torch.where(run.to(t.device), self.times[decision + 1], t)
 
+        # Noise is drawn for all images, so that an image's noise does not depend on who else runs.
         x0 = self._estimate(x, t, run)
         moved = self.denoiser.process.step(x, x0=x0, anchor=self.denoiser.anchor, t=t, s=s, eta=1.0, randn=self.randn)
         if self.after_step is not None:

@@ -76,6 +76,7 @@ class SkipTable:
 
     def _add(self, sums: dict[str, Tensor], name: str, measured: dict[str, Tensor]) -> None:
         self.columns = list(measured)
+        # Sums in float64 and not means, because batches and processes have different numbers of images.
         total = torch.stack([value.double().sum() for value in measured.values()]).cpu()
         sums[name] = sums[name] + total if name in sums else total
 

@@ -14,7 +14,8 @@ from datamodules.seeds import Seeds
 from lightning_modules.cascade import Cascade
 from lightning_modules.checkpoint import CheckpointError, write_checkpoint
 from lightning_modules.config import CONFIGS, build, load_method
-from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
+from lightning_modules.diffusion.edm_samplers import EDMHeun
+from lightning_modules.diffusion.relay_sampler import RelayHeun
 from lightning_modules.experiment import run
 from lightning_modules.super_resolver import SuperResolver
 
@@ -35,17 +36,19 @@ def config(kind: str, patch: int) -> dict[str, Any]:
         attn_resolutions=[],
         channels_per_head=8,
     )
-    generator = kind == "EDM"
-    process = part(f"{DIFFUSION}.relay.EDM") if generator else part(f"{DIFFUSION}.relay.Relay", patch=patch)
-    sampler = part(f"{DIFFUSION}.edm_samplers." + ("EDMHeun" if generator else "RelayHeun"), steps=8)
+    if kind == "EDM":
+        process, sampler = part(f"{DIFFUSION}.edm.EDMProcess"), part(f"{DIFFUSION}.edm_samplers.EDMHeun", steps=8)
+    else:
+        process = part(f"{DIFFUSION}.relay.RelayProcess", patch=patch)
+        sampler = part(f"{DIFFUSION}.relay_sampler.RelayHeun", steps=8)
     return part(
-        f"lightning_modules.relay.{kind}",
+        f"lightning_modules.{kind.lower()}.{kind}",
         network=unet,
         process=process,
         parameterization=part(f"{DIFFUSION}.parameterization.Preconditioned"),
         space=part(f"{DIFFUSION}.space.Pixels"),
         sampler=sampler,
-        lr_condition="none",
+        condition_on="none",
     )
 
 

@@ -107,7 +107,7 @@ def test_resume_continues_the_run(trained: Path, tmp_path: Path, monkeypatch: py
         (["--data.init_args.val_crop", "big"], "--data.init_args.val_crop: expected int or null, got big"),
         (["--model.init_args.norm", "l3"], r"--model.init_args.norm: expected Literal\['l1', 'l2'\], got l3"),
         (["--data.init_args.root", "${nowhere}"], "data.init_args.root: Interpolation key 'nowhere' not found"),
-        (["--data.init_args.crop", "30"], r"crop: 30 is no multiple of scale 4 \[--data.init_args.crop\]"),
+        (["--data.init_args.crop", "30"], r"crop: 30 is not a multiple of scale 4 \[--data.init_args.crop\]"),
         (["--ckpt_pat", "x"], "--ckpt_pat: no such key; did you mean ckpt_path?"),
     ],
 )
@@ -186,6 +186,18 @@ def test_last_continues_the_newest_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert run(["fit", *arguments(SRDIFF), "--ckpt_path", "last", "--trainer.max_steps", "3"]).trainer.global_step == 3
     line = read_command_line(["test", "--experiment", "srdiff", "--ckpt_path=last"])
     assert line.options[-1] == "--ckpt_path=runs/srdiff/version_1/checkpoints/last.ckpt"
+
+
+def test_best_is_what_the_run_monitored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monitor = {"monitor": "val/psnr_y", "mode": "min", "filename": "{step}-monitored", "save_top_k": 1}
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": monitor}
+    changed = {"callbacks+": [callback], "max_steps": 3, "val_check_interval": 1}
+    (tmp_path / "monitored.yaml").write_text(yaml.safe_dump({"trainer": changed}))
+    trained = run(["fit", *arguments(SRDIFF), "--config", "monitored.yaml"])
+    expected = trained.trainer.checkpoint_callbacks[-1].best_model_path
+    line = read_command_line(["test", "--experiment", "srdiff", "--ckpt_path", "best"])
+    assert "monitored" in expected and Path(line.options[-1].removeprefix("--ckpt_path=")).samefile(expected)
 
 
 def test_help_lists_the_commands_and_says_what_to_type_next() -> None:

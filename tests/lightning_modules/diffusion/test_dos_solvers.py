@@ -276,7 +276,7 @@ def test_the_reference_end_needs_a_table() -> None:
 
 @pytest.mark.parametrize("steps", [0, 500])
 def test_step_counts_beyond_the_slide_are_refused(steps: int) -> None:
-    with pytest.raises(ValueError, match="slides in 500 steps"):
+    with pytest.raises(ValueError, match="completes its shift in 500 steps"):
         DoSMultistep(steps).grid(published())
 
 
