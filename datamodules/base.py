@@ -167,6 +167,16 @@ class SRDataModule(LightningDataModule, ABC):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
         return max(self._batches_before, int(progress["total"]["processed"]))
 
+    def protocol(self) -> dict[str, Any]:
+        """What the scores of an evaluation depend on, as results state it."""
+        size = self.val_crop.size
+        made = {name: value for name, value in vars(self.degradation).items() if not name.startswith("_")}
+        return {
+            "images": "whole" if size is None else f"centre {size}x{size}",
+            "low_resolution": "of the set" if self.paired else {"made by": type(self.degradation).__name__, **made},
+            "up_kernel": self.up_kernel,
+        }
+
     def _next_batch(self) -> int:
         """The number of the batch that an iteration begins with; `overfit_batches` repeats the first ones."""
         repeated = 0 if self.trainer is None else int(cast(Any, self.trainer).overfit_batches)

@@ -29,6 +29,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 FOLDER = "datamodules.folder.Folder"
 WRITER = "callbacks.prediction_writer.PredictionWriter"
+_OF_THE_MODEL = ("scale", "up_kernel")  # arguments of data that a model depends on
 RUNS = "trainer.logger.init_args"  # where an experiment's runs are: its save_dir and name
 
 
@@ -169,7 +170,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     scale = None
     if path is not None:
         checkpoint = read_checkpoint(path, weights=False)
-        stored = stored_config(checkpoint, path, command, given.class_path("data"))
+        stored = stored_config(checkpoint, path, command, given)
         scale = data_config(checkpoint).get("scale")
     take_option(options, "--ckpt_path")
     if path is not None:
@@ -219,27 +220,45 @@ def _checkpoint_path(given: _Given, experiment: str) -> str | None:
     return str(found)
 
 
-def stored_config(checkpoint: Mapping[str, Any], path: str, command: str, data: str | None) -> dict[str, Any]:
+def stored_config(checkpoint: Mapping[str, Any], path: str, command: str, given: _Given) -> dict[str, Any]:
     """What a checkpoint says of model and data.
 
     Args:
         checkpoint: Its content.
         path: Where it was read, for messages.
         command: The command it is read for. Images to enlarge are the user's, whatever it was trained on.
-        data: The class of data that is asked for, if any. Of other data than the checkpoint's own only how images are
-            enlarged is taken over, which belongs to the model.
+        given: What the command line says itself. Of other data than the checkpoint's own only how images are enlarged
+            is taken over, which belongs to the model: a benchmark's settings are its own.
     """
     stored: dict[str, Any] = {"model": without_defaults(model_config(checkpoint, path))}
     arguments = data_config(checkpoint)
     trained_on = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")
-    if command == "predict" or data not in (None, trained_on):
-        arguments = {key: arguments[key] for key in ("scale", "up_kernel") if key in arguments}
-        trained_on = data or FOLDER
+    named = given.class_path("data")
+    if command == "predict" or _is_other_data(command, trained_on, arguments, given):
+        dropped = sorted(arguments.keys() - set(_OF_THE_MODEL))
+        if named is None and dropped and command != "predict":
+            rank_zero_info(f"{path}: was trained on other data; not taken over from there: {', '.join(dropped)}")
+        arguments = {key: arguments[key] for key in _OF_THE_MODEL if key in arguments}
+        trained_on = named or (FOLDER if command == "predict" else trained_on)
         if "scale" in arguments and trained_on == FOLDER:
             arguments["crop"] = arguments["scale"]  # nothing is cropped, but 160 is no multiple of 3
     if trained_on is not None:
         stored["data"] = {"class_path": trained_on, "init_args": arguments}
     return stored
+
+
+def _is_other_data(command: str, trained_on: str | None, arguments: Mapping[str, Any], given: _Given) -> bool:
+    """Whether a command line names other data than a checkpoint's own.
+
+    A class that is named is meant as the config describes it, except that a training goes on with what it had. Without
+    a class, another folder or another name of a set means another data set.
+    """
+    named = given.class_path("data")
+    if named is not None and (command != "fit" or named != trained_on):
+        return True
+    own = signature(cast(Any, locate(trained_on))).parameters if trained_on else {}
+    asked = {name: given.last(f"data.init_args.{name}") for name in own if name not in (*_OF_THE_MODEL, "options")}
+    return any(value is not None and str(value) != str(arguments.get(name)) for name, value in asked.items())
 
 
 def without_defaults(part: Any) -> Any:

@@ -8,11 +8,14 @@ import shlex
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from PIL import Image
 
 from datamodules import celeba, div2k, ffhq, realsr
@@ -31,11 +34,12 @@ from datamodules.realsr import DRealSR, RealSR
 from datamodules.shard_folder import ShardFolder
 from datamodules.stream.shards import open_split
 from lightning_modules.cli import degradation as build_degradation
-from lightning_modules.config import CONFIGS
+from lightning_modules.config import CONFIGS, layers, read_yaml
 from tests.datamodules.configs import configured
 from tests.datamodules.trees import picture, save
 
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))
+PUBLISHED = [path for path in DATA if path.stem not in ("folder", "packed", "photos")]  # those are the user's
 
 
 def div2k_tree(raw: Path) -> None:
@@ -225,6 +229,37 @@ def test_a_benchmark_set_is_bicubic_whatever_the_training_was(name: str) -> None
     data = CONFIGS / "data"
     degradation = configured([data / "div2k_x4.yaml", PRESETS / "resshift.yaml", data / f"{name}.yaml"]).degradation
     assert (type(degradation), vars(degradation)) == (Bicubic, {"scale": 4, "rounding": "once"})
+
+
+def takes(class_path: str) -> set[str]:
+    """The arguments of a data module's constructor, with those that `**options` hands on, without what it fixes."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(cast(type, locate(class_path)), fail_untyped=False)
+    return set(vars(parser.get_defaults()))
+
+
+@pytest.mark.parametrize("config", PUBLISHED, ids=lambda path: path.stem)
+def test_a_benchmark_leaves_nothing_open_that_scores_depend_on(config: Path) -> None:
+    """Else a config beneath it, or a checkpoint, would decide it without a word."""
+    data = [read_yaml(layer).get("data", {}) for layer in layers(config)]
+    (class_path,) = {entry["class_path"] for entry in data if "class_path" in entry}
+    said = {name for entry in data for name in entry.get("init_args", {})}
+    decisive = {"val_crop", "val_batch_size", "degradation", "paired", "attention"}
+    assert not decisive & takes(class_path) - said
+
+
+@pytest.mark.parametrize("name", ["set5", "set14", "b100", "urban100", "manga109"])
+def test_a_benchmark_is_the_same_over_any_training_config(name: str, tmp_path: Path) -> None:
+    cropped = tmp_path / "cropped.yaml"
+    settings = {"val_crop": 160, "val_batch_size": 7, "attention": "maps", "paired": True}
+    cropped.write_text(yaml.safe_dump({"data": {"init_args": settings}}))
+    below = [CONFIGS / "data" / "div2k_x4.yaml", PRESETS / "resshift.yaml", cropped]
+    assert configured(below).protocol()["images"] == "centre 160x160"
+
+    benchmark = CONFIGS / "data" / f"{name}.yaml"
+    alone, over = configured([benchmark]), configured([*below, benchmark])
+    assert alone.protocol() == over.protocol() and (over.val_batch_size, over.attention) == (1, None)
+    assert alone.protocol()["images"] == "whole"
 
 
 def test_a_test_set_has_nothing_to_train_on(prepared: Path) -> None:
