@@ -312,7 +312,7 @@ def test_a_benchmark_scores_what_the_benchmark_is_whatever_the_checkpoint_was_tr
     """The crop of 64 that the checkpoint stores must not reach Set5, and bicubic's score is that of whole images."""
     monkeypatch.chdir(tmp_path)
     for index in range(5):
-        pixels = np.random.default_rng(index).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(index).integers(0, 256, (40, 44, 3), dtype=np.uint8)
         path = tmp_path / "data/benchmark/Set5/HR" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).resize((88, 80), Image.Resampling.BICUBIC).save(path)
@@ -326,7 +326,7 @@ def test_a_benchmark_scores_what_the_benchmark_is_whatever_the_checkpoint_was_tr
         assert batch["hr"].shape[-2:] == (80, 88)
         up, hr = (((batch[name] + 1) * 127.5).round().clamp(0, 255).double() / 255 for name in ("up", "hr"))
         scores.append(float(PSNR("y")(up[..., 4:-4, 4:-4], hr[..., 4:-4, 4:-4])))
-    assert results["psnr_y"]["bicubic"] == pytest.approx(sum(scores) / 5, rel=1e-6)
+    assert results["psnr_y"]["bicubic"] == pytest.approx(sum(scores) / 5, abs=1e-3)
 
 
 def predict(checkpoint: str, images: Path, out: Path) -> None:
