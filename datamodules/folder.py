@@ -29,7 +29,7 @@ class Folder(SRDataModule):
         options: those of `SRDataModule`.
 
     Attributes:
-        failures: the images of `predict` that this process could not read, as (path, reason); the others are enlarged.
+        failures: the images of `predict` that this process could not read, and why; the others are enlarged.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Folder(SRDataModule):
         super().__init__(**options)
         self.folders = {"train": train, "val": val, "test": test}
         self.predict = [predict] if isinstance(predict, str) else predict
-        self.failures: list[tuple[Path, str]] = []
+        self.failures: dict[str, str] = {}
 
     def source(self, split: str) -> Source:
         """The files of one split.
@@ -101,7 +101,7 @@ def _name_below(given: Path, file: Path, alone: bool) -> Path:
 class PredictImages:
     """Decodes the files to enlarge one by one, in this process; unreadable ones are logged and added to `failures`."""
 
-    def __init__(self, jobs: list[tuple[str, Path]], failures: list[tuple[Path, str]]) -> None:
+    def __init__(self, jobs: list[tuple[str, Path]], failures: dict[str, str]) -> None:
         self.jobs, self.failures = jobs, failures
 
     def __len__(self) -> int:
@@ -114,6 +114,6 @@ class PredictImages:
                 image = decode(path, str(path))
             except ImageError as error:
                 _log.error("%s; left out", error)
-                self.failures.append((path, str(error)))
+                self.failures[str(path)] = str(error)
                 continue
             yield {"predict": stack([image]), "key": [key], "path": [str(path)]}

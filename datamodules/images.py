@@ -179,6 +179,25 @@ def colour_profile(path: Path) -> bytes | None:
         return profile or None
 
 
+def in_profile(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
+    """An sRGB image in the colours of a profile, and that profile; as it is, without one, where no profile fits RGB."""
+    if not profile:
+        return image, None
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(
+            image,
+            ImageCms.createProfile("sRGB"),
+            opened,
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            "RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # of grey, CMYK, or damaged
+        return image, None
+    return (image, None) if converted is None else (converted, profile)
+
+
 def storable_suffix(path: Path) -> str | None:
     """The suffix under which the bytes of a file can go into a shard unchanged; None if they must be encoded anew.
 

@@ -1,6 +1,7 @@
 """Several trained methods in a row, each of which enlarges what the one before it made."""
 
 from math import prod
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -47,6 +48,7 @@ class Cascade(SuperResolver):
         self.generate = generate
         if generate:
             self.data[0]["scale"] = 1
+            cast(SuperResolver, self.stages[0]).trained_scale = 1
 
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
         """Passes the images through every stage.

@@ -29,6 +29,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 FOLDER = "datamodules.folder.Folder"
 WRITER = "callbacks.prediction_writer.PredictionWriter"
+WRITER_FLAGS = ("skip_existing", "overwrite")
 _OF_THE_MODEL = ("scale", "up_kernel")  # arguments of data that a model depends on
 RUNS = "trainer.logger.init_args"  # where an experiment's runs are: its save_dir and name
 
@@ -146,6 +147,13 @@ def take_option(arguments: list[str], *names: str) -> list[str]:
     return values
 
 
+def take_flag(arguments: list[str], name: str) -> bool:
+    """Removes a flag without a value from `arguments`; returns whether it was there."""
+    there = name in arguments
+    arguments[:] = [argument for argument in arguments if argument != name]
+    return there
+
+
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
     """Reads all that a command line names: config files, and the checkpoint, once.
 
@@ -158,7 +166,8 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     """
     command, options = arguments[0], list(arguments[1:])
     configs = [Path(path).expanduser() for path in take_option(options, "--config", "-c")]
-    asked = _asked_config(take_option(options, "--input"), take_option(options, "--output"))
+    flags = [name for name in WRITER_FLAGS if command == "predict" and take_flag(options, f"--{name}")]
+    asked = _asked_config(take_option(options, "--input"), take_option(options, "--output"), flags)
     default = CONFIGS / "command" / f"{command}.yaml"
     defaults = list(layers(default)) if default.is_file() else []
     files = [*defaults, *(layer for config in configs for layer in layers(config))]
@@ -281,8 +290,8 @@ def without_defaults(part: Any) -> Any:
     return {**part, "init_args": given}
 
 
-def _asked_config(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, Any]:
-    """What `--input` and `--output` say, as a config.
+def _asked_config(inputs: Sequence[str], outputs: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:
+    """What `--input`, `--output` and the writer's flags say, as a config.
 
     Raises:
         ConfigError: there are several outputs.
@@ -293,8 +302,9 @@ def _asked_config(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, An
     if inputs:
         images = inputs[0] if len(inputs) == 1 else list(inputs)
         config["data"] = {"class_path": FOLDER, "init_args": {"predict": images}}
-    if outputs:
-        writer = {"class_path": WRITER, "init_args": {"folder": outputs[0]}}
+    if outputs or flags:
+        folder = {"folder": outputs[0]} if outputs else {}
+        writer = {"class_path": WRITER, "init_args": folder | dict.fromkeys(flags, True)}
         config["trainer"] = {"callbacks": [writer]}
     return config
 
@@ -411,4 +421,5 @@ def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperRe
         model.load_state_dict(checkpoint["state_dict"])
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    model.trained_scale = data_config(checkpoint).get("scale")
     return model.eval().to(device)
