@@ -1,13 +1,14 @@
 """The training and sampling that all diffusion methods share."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 from warnings import warn
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -22,10 +23,17 @@ from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Space
 from lightning_modules.diffusion.tiling import Tiles
 from lightning_modules.diffusion.yoda import YODA, Fill, NeverDiffused
-from lightning_modules.super_resolver import SuperResolver, in_memory_format, pad_to_stride
+from lightning_modules.super_resolver import (
+    SuperResolver,
+    UnusableImage,
+    in_memory_format,
+    is_out_of_memory,
+    pad_to_stride,
+)
 
 LARGE = 2048 * 2048  # pixels of an enlarged image, above which prediction recommends tiles
 TILE = 512  # pixels a side that it recommends
+SMALLEST_TILES = 4  # strides a side of the smallest tiles that are tried when memory is short
 
 
 @dataclass(frozen=True)
@@ -235,8 +243,18 @@ class DiffusionModule(SuperResolver):
         """The sampler's name and the suffixes of the method, such as "relayheun-7-below-0.9+back-projection"."""
         return "+".join([self.sampler.name(self.process), *self.protocol_suffixes])
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """See `SuperResolver.predict_step`; warns before a large image, and recommends tiles."""
+    @property
+    def padded_to(self) -> int:
+        """See `SuperResolver.padded_to`: some networks need more than one multiple of their stride."""
+        least: int = cast(Any, getattr(self.network, "smallest", self.network.stride))
+        return least * self.space.factor
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """See `SuperResolver.predict`; what does not fit the memory is tried again in smaller and smaller tiles.
+
+        Raises:
+            UnusableImage: it does not fit in the smallest tiles either.
+        """
         height, width = batch["up"].shape[-2:]
         if self.tiles is None and height * width > LARGE:
             warn(
@@ -244,7 +262,35 @@ class DiffusionModule(SuperResolver):
                 f"--model.init_args.tile {TILE} enlarges such images tile by tile, with slightly different results",
                 stacklevel=2,
             )
-        return super().predict_step(batch, batch_idx)
+        configured = self.tiles
+        try:
+            for tiles in (configured, *self._smaller_tiles(batch)):
+                self.tiles = tiles
+                try:
+                    return super().predict(batch)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                # Outside of the handler, whose traceback holds the tensors.
+                torch.cuda.empty_cache()
+                shown = "at once" if tiles is None else f"in tiles of {tiles.side * self.space.factor} pixels"
+                rank_zero_warn(f"{batch['key'][0]}: {width}x{height} pixels {shown} do not fit the memory")
+        finally:
+            self.tiles = configured
+        raise UnusableImage(
+            f"{', '.join(batch['key'])}: {width}x{height} pixels do not fit the memory, in small tiles neither; "
+            "enlarge parts of the image, or use a device with more memory"
+        )
+
+    def _smaller_tiles(self, batch: Batch) -> Iterator[Tiles]:
+        """Tiles smaller than the configured ones and than the image, each half as large as the one before."""
+        height, width = batch["up"].shape[-2:]
+        unit = math.lcm(self.stride, width // batch["lr"].shape[-1])
+        side = TILE if self.tiles is None else self.tiles.side * self.space.factor // 2
+        while side >= SMALLEST_TILES * unit:
+            if side < max(height, width):
+                yield self._tiles(side // unit * unit, side // 8 // unit * unit)
+            side //= 2
 
     def denoiser(self, condition: Mapping[str, Tensor], anchor: Tensor, **fields: Any) -> Denoiser:
         """The denoiser of one batch, as training uses it: without tiles, guidance or bound.
