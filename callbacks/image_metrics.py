@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks.evaluation import EvaluationCallback
-from datamodules.batch import Batch, to_pixels
+from datamodules.batch import Batch, make_batch, to_pixels
 from lightning_modules.metrics.colour_error import ColourError
 from lightning_modules.metrics.pixels import crop_border
 from lightning_modules.metrics.psnr import PSNR
@@ -26,6 +26,7 @@ from lightning_modules.whole_file import whole_file
 
 Scores = dict[str, float]  # of one image, by the score's name
 AnyScore = Score | SetScore | Metric  # what a config may list
+BASELINE = "bicubic"  # MATLAB's enlargement of the low-resolution image, whatever the model is given as `up`
 
 
 class Measured(NamedTuple):
@@ -43,6 +44,14 @@ class NamesItsProtocol(Protocol):
         """The sampler and its steps: "ddim-10"."""
 
 
+@runtime_checkable
+class DescribesItsImages(Protocol):
+    """Data that say how their images are made."""
+
+    def protocol(self) -> dict[str, Any]:
+        """What the scores depend on: crop, degradation."""
+
+
 def classic() -> list[Score]:
     """What is measured unless a config says otherwise: PSNR and SSIM on Y and in RGB, and the colour error."""
     pixels = [score(channels) for channels in ("y", "rgb") for score in (PSNR, SSIM)]
@@ -52,8 +61,11 @@ def classic() -> list[Score]:
 class ImageMetrics(EvaluationCallback[Measured]):
     """Scores of every validation and test image, each image exactly once.
 
-    Scores are taken of 8-bit images, one image at a time; a data set's score is the mean over its images. The same
-    scores of `batch["up"]` are logged under the baseline's name: `val/psnr_y` beside `val/bicubic/psnr_y`.
+    Scores are taken of 8-bit images, one image at a time; a data set's score is the mean over its images. Beside each
+    stands that of MATLAB's bicubic enlargement of the low-resolution image: `val/psnr_y` and `val/bicubic/psnr_y`.
+
+    The PSNR of an image that equals its target is infinite. Such an image is left out of both means of the score, and
+    the results name it; where no other image is left, the mean is infinite, and null in the results.
 
     Each validation and test leaves `scores/<stage>-step-<n>.csv` with the scores of each image in the run's folder, and
     a run of `validate` or `test` also `results.json`: the means beside everything that defines them.
@@ -64,20 +76,17 @@ class ImageMetrics(EvaluationCallback[Measured]):
     Args:
         scores: What is measured: scores, scores of sets, and metrics of torchmetrics; `classic` by default.
         border: Pixels left out on each side for scores such as PSNR and SSIM; the scale by default, as papers do.
-        baseline: What made `batch["up"]`, as the results name it.
 
     Raises:
         ValueError: the border is negative, or two scores have one name.
     """
 
-    def __init__(
-        self, scores: list[AnyScore] | None = None, border: int | None = None, baseline: str = "bicubic"
-    ) -> None:
+    def __init__(self, scores: list[AnyScore] | None = None, border: int | None = None) -> None:
         if border is not None and border < 0:
             raise ValueError(f"border must be at least 0, got {border}")
         super().__init__()
         self.scores = as_scores(classic() if scores is None else scores)
-        self.border, self.baseline = border, baseline
+        self.border = border
         self.not_measured: dict[str, str] = {}  # why, by the score's name
         self._border_used = border
 
@@ -137,14 +146,15 @@ class ImageMetrics(EvaluationCallback[Measured]):
             if key in self.kept or keys.count(key) > 1:
                 raise ValueError(f"{key}: two images of one validation have this key, and scores are kept by key")
 
-        sr, up = _unit(outputs["sr"], keys), _unit(batch["up"], keys)
-        hr = _unit(batch["hr"], keys) if "hr" in batch else None
         lr = (batch["lr"].double() + 1) / 2
-        self._border_used = sr.shape[-1] // lr.shape[-1] if self.border is None else self.border
+        sr, scale = _unit(outputs["sr"], keys), outputs["sr"].shape[-1] // lr.shape[-1]
+        bicubic = _unit(make_batch(lr, keys, scale=scale, kernel="matlab")["up"], keys)
+        hr = _unit(batch["hr"], keys) if "hr" in batch else None
+        self._border_used = scale if self.border is None else self.border
 
         values: dict[str, Tensor] = {}
         features: dict[str, list[Tensor]] = {}
-        for prefix, image in (("", sr), (f"{self.baseline}/", up)):
+        for prefix, image in (("", sr), (f"{BASELINE}/", bicubic)):
             for place, score in enumerate(self.scores):
                 self._check_size(score, image, keys[0])
                 if isinstance(score, Score):
@@ -209,9 +219,10 @@ class ImageMetrics(EvaluationCallback[Measured]):
             raise ValueError("processes measured different scores: do all of them have the weights of optional scores?")
 
         of_sets = self._of_sets(kept)
-        means = {name: fmean(row[name] for row in rows.values()) for name in names} | of_sets
+        infinite = {name: [key for key in rows if _is_infinite(rows[key], name)] for name in names}
+        means = {name: _mean(rows, name, infinite[name]) for name in names} | of_sets
         for name, value in means.items():
-            shown = name in ("psnr_y", f"{self.baseline}/psnr_y")
+            shown = name in ("psnr_y", f"{BASELINE}/psnr_y")
             pl_module.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
 
         evaluated = trainer.state.fn != TrainerFn.FITTING
@@ -219,7 +230,8 @@ class ImageMetrics(EvaluationCallback[Measured]):
             write_scores(folder / "scores" / f"{stage}-step-{trainer.global_step:06d}.csv", rows)
             if evaluated:
                 description = self._description(trainer, cast(NamesItsProtocol, pl_module), len(kept))
-                write_results(folder / "results.json", description, means, self.baseline)
+                description["infinite"] = {name: keys for name, keys in infinite.items() if keys and "/" not in name}
+                write_results(folder / "results.json", description, means)
 
         measured = {**rows, "all images": of_sets}
         nans = [f"{key}: {name} is NaN" for key, row in measured.items() for name in row if math.isnan(row[name])]
@@ -238,9 +250,9 @@ class ImageMetrics(EvaluationCallback[Measured]):
                 continue
             rows = {
                 name: torch.cat([measured.features[f"{place}/{name}"] for measured in kept.values()])
-                for name in ("", f"{self.baseline}/", "hr")
+                for name in ("", f"{BASELINE}/", "hr")
             }
-            for prefix in ("", f"{self.baseline}/"):
+            for prefix in ("", f"{BASELINE}/"):
                 compared = score.compare(rows[prefix], rows["hr"])
                 found |= {f"{prefix}{name}": value for name, value in compared.items()}
         return found
@@ -253,7 +265,9 @@ class ImageMetrics(EvaluationCallback[Measured]):
                 "sampler": method.protocol(),
                 "pixels": "clamped and rounded to 8 bits",
                 "border": self._border_used,
-                "mean": "of the values of single images",
+                "mean": "of the values of single images, without those that are infinite for the model or for bicubic",
+                "bicubic": "MATLAB's enlargement of the low-resolution image",
+                **(data.protocol() if isinstance(data := cast(Any, trainer).datamodule, DescribesItsImages) else {}),
             },
             "definitions": {name: described(score, name) for score in self.scores for name in names_of(score)},
             "not_measured": self.not_measured,
@@ -296,14 +310,25 @@ def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:
         writer.writerows({"key": key, **row} for key, row in scores.items())
 
 
-def write_results(path: Path, description: dict[str, Any], means: Scores, baseline: str) -> None:
-    """The means, each model's beside the baseline's, after what defines them; null where a mean is NaN."""
+def write_results(path: Path, description: dict[str, Any], means: Scores) -> None:
+    """The means, each model's beside bicubic's, after what defines them; null where a mean is NaN or infinite."""
     results = dict(description)
-    shown = {name: None if math.isnan(value) else value for name, value in means.items()}
-    for name in (name for name in means if not name.startswith(f"{baseline}/")):
-        results[name] = {baseline: shown[f"{baseline}/{name}"], "model": shown[name]}
+    shown = {name: value if math.isfinite(value) else None for name, value in means.items()}
+    for name in (name for name in means if not name.startswith(f"{BASELINE}/")):
+        results[name] = {BASELINE: shown[f"{BASELINE}/{name}"], "model": shown[name]}
     with whole_file(path) as part:
-        part.write_text(json.dumps(results, indent=2) + "\n")
+        part.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+
+
+def _is_infinite(row: Scores, name: str) -> bool:
+    """Whether a score of an image, or the same score of the enlargement that it is compared with, is infinite."""
+    score = name.removeprefix(f"{BASELINE}/")
+    return math.isinf(row[score]) or math.isinf(row[f"{BASELINE}/{score}"])
+
+
+def _mean(rows: Mapping[str, Scores], name: str, infinite: Sequence[str]) -> float:
+    """The mean over images whose score is not infinite; infinite itself where there is no other."""
+    return fmean([row[name] for key, row in rows.items() if key not in infinite] or [math.inf])
 
 
 def _unit(image: Tensor, keys: list[str]) -> Tensor:

@@ -49,7 +49,7 @@ class SampleGrid(EvaluationCallback[Column]):
     """
 
     def __init__(
-        self, keys: list[str] | None = None, images: int = 4, size: int = 256, baseline: str = "bicubic"
+        self, keys: list[str] | None = None, images: int = 4, size: int = 256, baseline: str = "enlarged"
     ) -> None:
         if images < 1 or size < 1:
             raise ValueError(f"images and size must be at least 1, got {images} and {size}")

@@ -57,7 +57,7 @@ class Photos(SRDataModule):
         whole = [PlannedSample(Path(name).stem, PlannedImage(bundled(name))) for name in VAL]
         for split, samples in (("train", training), ("val", whole)):
             settings = SplitSettings("photos", split, per_shard=32, licence=LICENCE)
-            write_split(samples, self.folder, settings, overwrite=True)
+            write_split(samples, self.folder, settings, replace="changed")
 
     def source(self, split: str) -> Source:
         """Tiles of the training photographs, or whole validation photographs."""

@@ -1,17 +1,17 @@
 """The training and sampling that all diffusion methods share."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 from warnings import warn
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torchmetrics import MeanMetric
 
 from datamodules.batch import Batch
 from lightning_modules.diffusion.denoiser import Denoiser
@@ -22,14 +22,18 @@ from lightning_modules.diffusion.randomness import KeyedNoise
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Space
 from lightning_modules.diffusion.tiling import Tiles
-from lightning_modules.diffusion.yoda import YODA, Fill
-from lightning_modules.super_resolver import SuperResolver, pad_to_stride
-
-Module = TypeVar("Module", bound=nn.Module)
+from lightning_modules.diffusion.yoda import YODA, Fill, NeverDiffused
+from lightning_modules.super_resolver import (
+    SuperResolver,
+    UnusableImage,
+    in_memory_format,
+    is_out_of_memory,
+    pad_to_stride,
+)
 
 LARGE = 2048 * 2048  # pixels of an enlarged image, above which prediction recommends tiles
 TILE = 512  # pixels a side that it recommends
-SURPRISING = 0.01  # share of the pixels that YODA left as they were, above which a warning is given
+SMALLEST_TILES = 4  # strides a side of the smallest tiles that are tried when memory is short
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class DiffusionModule(SuperResolver):
             raise ValueError(f"draws must be at least 1, got {draws}")
         if condition_on != "up" and self.chooses_condition:
             raise ValueError(f"{type(self).__name__} decides itself what its network is shown; leave condition_on out")
-        check_label(network, parameterization)
+        parameterization.check(network)
         sampler.grid(process)  # refuses an impossible pair now and not at the first validation
 
         self.save_hyperparameters()
@@ -124,8 +128,7 @@ class DiffusionModule(SuperResolver):
             correction.check(network, null_condition=has_null)
         if region is not None:
             region.check(network, tiled=tile is not None, compiled=compile)
-        self.never_diffused = MeanMetric()  # share of the pixels, over the images of an evaluation
-        self._warned_of_waiting = False
+        self.never_diffused = NeverDiffused()
         if compile:
             self.network.compile()
 
@@ -214,10 +217,6 @@ class DiffusionModule(SuperResolver):
             self.log("train/active_fraction", result.mask.mean(), batch_size=size)
         return {"loss": torch.stack(list(result.losses.values())).sum(), "t": result.noised.t}
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The configured optimizer over the trainable parameters; its scheduler counts steps."""
-        return configure(self, self.optimizer, self.lr_scheduler)
-
     # Sampling.
 
     @property
@@ -244,8 +243,18 @@ class DiffusionModule(SuperResolver):
         """The sampler's name and the suffixes of the method, such as "relayheun-7-below-0.9+back-projection"."""
         return "+".join([self.sampler.name(self.process), *self.protocol_suffixes])
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """See `SuperResolver.predict_step`; warns before a large image, and recommends tiles."""
+    @property
+    def padded_to(self) -> int:
+        """See `SuperResolver.padded_to`: some networks need more than one multiple of their stride."""
+        least: int = cast(Any, getattr(self.network, "smallest", self.network.stride))
+        return least * self.space.factor
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """See `SuperResolver.predict`; what does not fit the memory is tried again in smaller and smaller tiles.
+
+        Raises:
+            UnusableImage: it does not fit in the smallest tiles either.
+        """
         height, width = batch["up"].shape[-2:]
         if self.tiles is None and height * width > LARGE:
             warn(
@@ -253,7 +262,35 @@ class DiffusionModule(SuperResolver):
                 f"--model.init_args.tile {TILE} enlarges such images tile by tile, with slightly different results",
                 stacklevel=2,
             )
-        return super().predict_step(batch, batch_idx)
+        configured = self.tiles
+        try:
+            for tiles in (configured, *self._smaller_tiles(batch)):
+                self.tiles = tiles
+                try:
+                    return super().predict(batch)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                # Outside of the handler, whose traceback holds the tensors.
+                torch.cuda.empty_cache()
+                shown = "at once" if tiles is None else f"in tiles of {tiles.side * self.space.factor} pixels"
+                rank_zero_warn(f"{batch['key'][0]}: {width}x{height} pixels {shown} do not fit the memory")
+        finally:
+            self.tiles = configured
+        raise UnusableImage(
+            f"{', '.join(batch['key'])}: {width}x{height} pixels do not fit the memory, in small tiles neither; "
+            "enlarge parts of the image, or use a device with more memory"
+        )
+
+    def _smaller_tiles(self, batch: Batch) -> Iterator[Tiles]:
+        """Tiles smaller than the configured ones and than the image, each half as large as the one before."""
+        height, width = batch["up"].shape[-2:]
+        unit = math.lcm(self.stride, width // batch["lr"].shape[-1])
+        side = TILE if self.tiles is None else self.tiles.side * self.space.factor // 2
+        while side >= SMALLEST_TILES * unit:
+            if side < max(height, width):
+                yield self._tiles(side // unit * unit, side // 8 // unit * unit)
+            side //= 2
 
     def denoiser(self, condition: Mapping[str, Tensor], anchor: Tensor, **fields: Any) -> Denoiser:
         """The denoiser of one batch, as training uses it: without tiles, guidance or bound.
@@ -306,22 +343,8 @@ class DiffusionModule(SuperResolver):
         batch, denoiser, randn, fill = self.prepare(batch, sampler)
         state = sampler(denoiser, randn, fill)
         if fill is not None:
-            self._note_waiting(fill.never_diffused, batch)
+            self.never_diffused.note(fill.never_diffused, batch["key"])
         return self.decode(state, batch)
-
-    def _note_waiting(self, never_diffused: Tensor, batch: Batch) -> None:
-        """Keeps the shares of pixels `[B]` that stayed as they were; warns of the first surprising one."""
-        self.never_diffused.update(never_diffused)
-        if self._warned_of_waiting or never_diffused.max() <= SURPRISING:
-            return
-        self._warned_of_waiting = True
-        warn(
-            f"{batch['key'][int(never_diffused.argmax())]}: {never_diffused.max().item():.1%} of the pixels never "
-            "diffused and are the enlarged image as it came, for attention plus lower_bound stays below the share of "
-            "the run that the last step takes: use more steps, a larger region.init_args.lower_bound, or "
-            "region.init_args.whole_end true",
-            stacklevel=2,
-        )
 
     def on_validation_epoch_end(self) -> None:
         """Logs the share of the pixels that YODA's mask never let diffuse."""
@@ -336,27 +359,18 @@ class DiffusionModule(SuperResolver):
     def on_predict_epoch_end(self) -> None:
         """Says what validation logs, of this process's images: another may have none, and would not be here."""
         if self.region is not None:
-            share = float(self.never_diffused.mean_value) / float(self.never_diffused.weight)
-            self.never_diffused.reset()
-            rank_zero_info(f"never diffused: {share:.2%} of the pixels, which are the enlarged images as they came")
+            rank_zero_info(f"never diffused: {self.never_diffused.own():.2%} of the pixels, which stay as enlarged")
 
     def _attention(self, region: YODA, batch: Batch) -> Tensor:
-        """The map on the grid of the states, `[B,1,h,w]`.
-
-        Raises:
-            ValueError: the batch carries a map of another size, or the region's tiles do not fit the images.
-        """
+        """The map on the grid of the states, `[B,1,h,w]`."""
         height, width = batch["up"].shape[-2:]
-        name, stored = batch["key"][0], batch.get("attention")
-        if stored is not None and stored.shape[-2:] != (height, width):
-            raise ValueError(
-                f"{name}: the attention map is {stored.shape[-1]}x{stored.shape[-2]} pixels and the enlarged image "
-                f"{width}x{height}; make the maps from these images with configs/command/attend.yaml"
-            )
-        size = height // self.space.factor, width // self.space.factor
-        scale = height // batch["lr"].shape[-2]
-        region.check_image(name=name, size=size, scale=scale, factor=self.space.factor)
-        return region.attend(batch["lr"], size=size, stored=stored)
+        return region.attend(
+            batch["lr"],
+            size=(height, width),
+            factor=self.space.factor,
+            name=batch["key"][0],
+            stored=batch.get("attention"),
+        )
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """The attention map, and its mask at a few times, where a region is set."""
@@ -366,42 +380,3 @@ class DiffusionModule(SuperResolver):
         enlarged = interpolate(attention, scale_factor=float(self.space.factor), mode="nearest")
         height, width = batch["up"].shape[-2:]
         return self.region.preview(enlarged[..., :height, :width])
-
-
-def check_label(network: nn.Module, parameterization: Parameterization) -> None:
-    """Checks that the parameterization gives the noise label that the network was built for.
-
-    Raises:
-        ValueError: `label` and `conditioning` differ.
-    """
-    expected, label = getattr(network, "conditioning", None), getattr(parameterization, "label", None)
-    if expected is not None and label != expected:
-        raise ValueError(f"the network has conditioning: {expected}, but the parameterization has label: {label}")
-
-
-def configure(
-    module: SuperResolver, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
-) -> OptimizerLRScheduler:
-    """An optimizer over the module's trainable parameters, and a scheduler that counts steps.
-
-    Raises:
-        ValueError: the scheduler ends before training does.
-    """
-    built = optimizer(parameter for parameter in module.parameters() if parameter.requires_grad)
-    if lr_scheduler is None:
-        return built
-
-    scheduler = lr_scheduler(built)
-    last, trainer = getattr(scheduler, "total_steps", None), module._trainer
-    if last is not None and trainer is not None and last < trainer.max_steps:
-        raise ValueError(
-            f"lr_scheduler: {type(scheduler).__name__} ends at total_steps: {last}, but training goes on to max_steps: "
-            f"{trainer.max_steps}; set --model.init_args.lr_scheduler.init_args.total_steps {trainer.max_steps}"
-        )
-    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def in_memory_format(module: Module, memory_format: torch.memory_format) -> Module:
-    """The same module, with the weights of its convolutions converted to a memory format."""
-    # The stub of Module.to lacks the overload that takes a memory format alone.
-    return cast(Module, module.to(memory_format=memory_format))  # type: ignore[call-overload]

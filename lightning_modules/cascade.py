@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -51,6 +51,7 @@ class Cascade(SuperResolver):
         self.generate = generate
         if generate:
             self.data[0]["scale"] = 1
+            cast(SuperResolver, self.stages[0]).trained_scale = 1
 
     @classmethod
     def missing(cls, arguments: Mapping[str, Any], **_: Any) -> str | None:

@@ -37,6 +37,8 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 FOLDER = "datamodules.folder.Folder"
 WRITER = "callbacks.prediction_writer.PredictionWriter"
+WRITER_FLAGS = ("skip_existing", "overwrite")
+_OF_THE_MODEL = ("scale", "up_kernel")  # arguments of data that a model depends on
 RUNS = "trainer.logger.init_args"  # where an experiment's runs are: its save_dir and name
 
 
@@ -156,6 +158,13 @@ def take_option(arguments: list[str], *names: str) -> list[str]:
     return values
 
 
+def take_flag(arguments: list[str], name: str) -> bool:
+    """Removes a flag without a value from `arguments`; returns whether it was there."""
+    there = name in arguments
+    arguments[:] = [argument for argument in arguments if argument != name]
+    return there
+
+
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
     """Reads all that a command line names: config files, and the checkpoint, once.
 
@@ -168,7 +177,8 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     """
     command, options = arguments[0], list(arguments[1:])
     configs = [Path(path).expanduser() for path in take_option(options, "--config", "-c")]
-    asked = _asked_config(take_option(options, "--input"), take_option(options, "--output"))
+    flags = [name for name in WRITER_FLAGS if command == "predict" and take_flag(options, f"--{name}")]
+    asked = _asked_config(take_option(options, "--input"), take_option(options, "--output"), flags)
     default = CONFIGS / "command" / f"{command}.yaml"
     defaults = list(layers(default)) if default.is_file() else []
     files = [*defaults, *(layer for config in configs for layer in layers(config))]
@@ -180,7 +190,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     scale = None
     if path is not None:
         checkpoint = read_checkpoint(path, weights=False)
-        stored = stored_config(checkpoint, path, command, given.class_path("data"))
+        stored = stored_config(checkpoint, path, command, given)
         scale = data_config(checkpoint).get("scale")
     take_option(options, "--ckpt_path")
     if path is not None:
@@ -256,27 +266,45 @@ def _run_of(checkpoint: Path, root: Path, only_newest: bool) -> str | None:
     return "" if run == root else run.name
 
 
-def stored_config(checkpoint: Mapping[str, Any], path: str, command: str, data: str | None) -> dict[str, Any]:
+def stored_config(checkpoint: Mapping[str, Any], path: str, command: str, given: _Given) -> dict[str, Any]:
     """What a checkpoint says of model and data.
 
     Args:
         checkpoint: Its content.
         path: Where it was read, for messages.
         command: The command it is read for. Images to enlarge are the user's, whatever it was trained on.
-        data: The class of data that is asked for, if any. Of other data than the checkpoint's own only how images are
-            enlarged is taken over, which belongs to the model.
+        given: What the command line says itself. Of other data than the checkpoint's own only how images are enlarged
+            is taken over, which belongs to the model: a benchmark's settings are its own.
     """
     stored: dict[str, Any] = {"model": without_defaults(model_config(checkpoint, path))}
     arguments = data_config(checkpoint)
     trained_on = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")
-    if command == "predict" or data not in (None, trained_on):
-        arguments = {key: arguments[key] for key in ("scale", "up_kernel") if key in arguments}
-        trained_on = data or FOLDER
+    named = given.class_path("data")
+    if command == "predict" or _is_other_data(command, trained_on, arguments, given):
+        dropped = sorted(arguments.keys() - set(_OF_THE_MODEL))
+        if named is None and dropped and command != "predict":
+            rank_zero_info(f"{path}: was trained on other data; not taken over from there: {', '.join(dropped)}")
+        arguments = {key: arguments[key] for key in _OF_THE_MODEL if key in arguments}
+        trained_on = named or (FOLDER if command == "predict" else trained_on)
         if "scale" in arguments and trained_on == FOLDER:
             arguments["crop"] = arguments["scale"]  # nothing is cropped, but 160 is no multiple of 3
     if trained_on is not None:
         stored["data"] = {"class_path": trained_on, "init_args": arguments}
     return stored
+
+
+def _is_other_data(command: str, trained_on: str | None, arguments: Mapping[str, Any], given: _Given) -> bool:
+    """Whether a command line names other data than a checkpoint's own.
+
+    A class that is named is meant as the config describes it, except that a training goes on with what it had. Without
+    a class, another folder or another name of a set means another data set.
+    """
+    named = given.class_path("data")
+    if named is not None and (command != "fit" or named != trained_on):
+        return True
+    own = signature(cast(Any, locate(trained_on))).parameters if trained_on else {}
+    asked = {name: given.last(f"data.init_args.{name}") for name in own if name not in (*_OF_THE_MODEL, "options")}
+    return any(value is not None and str(value) != str(arguments.get(name)) for name, value in asked.items())
 
 
 def without_defaults(part: Any) -> Any:
@@ -299,8 +327,8 @@ def without_defaults(part: Any) -> Any:
     return {**part, "init_args": given}
 
 
-def _asked_config(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, Any]:
-    """What `--input` and `--output` say, as a config.
+def _asked_config(inputs: Sequence[str], outputs: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:
+    """What `--input`, `--output` and the writer's flags say, as a config.
 
     Raises:
         ConfigError: there are several outputs.
@@ -311,8 +339,9 @@ def _asked_config(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, An
     if inputs:
         images = inputs[0] if len(inputs) == 1 else list(inputs)
         config["data"] = {"class_path": FOLDER, "init_args": {"predict": images}}
-    if outputs:
-        writer = {"class_path": WRITER, "init_args": {"folder": outputs[0]}}
+    if outputs or flags:
+        folder = {"folder": outputs[0]} if outputs else {}
+        writer = {"class_path": WRITER, "init_args": folder | dict.fromkeys(flags, True)}
         config["trainer"] = {"callbacks": [writer]}
     return config
 
@@ -437,4 +466,5 @@ def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperRe
         model.load_state_dict(checkpoint["state_dict"])
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    model.trained_scale = data_config(checkpoint).get("scale")
     return model.eval().to(device)

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import Batch
-from lightning_modules.base import DiffusionModule, in_memory_format
+from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import asking_for, load_network, no_file
 from lightning_modules.diffusion.color_fix import ColorFix, fix_color
 from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.sd21 import ControlledUNet
+from lightning_modules.super_resolver import in_memory_format
 
 RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases", "--model.init_args.restorer_weights"
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -39,7 +39,8 @@ DESCRIPTIONS = {
     "validate": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on its validation data.",
     "test": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on test data, such as --config "
     "configs/data/set5.yaml.",
-    "predict": "Enlarges images: --ckpt_path CHECKPOINT --input IMAGE_OR_FOLDER [--input MORE] --output FOLDER. "
+    "predict": "Enlarges images: --ckpt_path CHECKPOINT --input IMAGE_OR_FOLDER [--input MORE] --output FOLDER "
+    "[--skip_existing | --overwrite]. "
     "--input and --output are short for the options of datamodules.folder.Folder and "
     "callbacks.prediction_writer.PredictionWriter.",
 }
@@ -229,11 +230,16 @@ class CLI(LightningCLI):
     before_validate = before_predict = before_test
 
     def after_predict(self) -> None:
-        """Names the images that could not be enlarged; the others are written."""
-        failures = getattr(self.datamodule, "failures", [])
-        if failures:
-            listed = "\n".join(f"  {reason}" for _, reason in failures)
-            raise ValueError(f"{len(failures)} image(s) could not be read, the others are written:\n{listed}")
+        """Names the images that were not enlarged; the others are written.
+
+        Raises:
+            ValueError: there are any.
+        """
+        parts = [self.datamodule, *cast(Any, self.trainer).callbacks]
+        reasons = list(dict.fromkeys(reason for part in parts for reason in getattr(part, "failures", {}).values()))
+        if reasons:
+            listed = "\n".join(f"  {reason}" for reason in reasons)
+            raise ValueError(f"{len(reasons)} image(s) could not be enlarged, the others are written:\n{listed}")
 
 
 def set_checkpoint_every(callbacks: list[Namespace] | None, steps: int) -> None:

@@ -7,11 +7,12 @@ from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from datamodules.batch import Batch
-from lightning_modules.base import DiffusionModule, in_memory_format
+from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import load_network, no_file
 from lightning_modules.diffusion.parameterization import Noised
 from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.unet_srdiff import SRDiffUNet
+from lightning_modules.super_resolver import in_memory_format
 
 NO_ENCODER = (
     "SRDiff's frozen encoder has no pretrained weights: train one with configs/rrdb.yaml and give its checkpoint as "

@@ -1,18 +1,22 @@
 """YODA: an attention map decides when each pixel joins the diffusion (arXiv:2308.07977)."""
 
 import math
+from collections.abc import Sequence
 from copy import copy
 from typing import Literal
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torchmetrics import MeanMetric
 
 from lightning_modules.diffusion.parameterization import Noised
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.randomness import KeyedNoise
 from lightning_modules.diffusion.sparse import ROUNDING, Activity, Sparse, diffuses
 
+SURPRISING = 0.01  # share of pixels that never diffused, above which a warning is given
 PREVIEW_TIMES = (0.75, 0.5, 0.25)  # shares of the run at which a sample grid shows the mask
 
 
@@ -127,11 +131,11 @@ class YODA(nn.Module):
                 f"prevents: leave {option} out, or set region.init_args.statistics to tile"
             )
 
-    def check_image(self, *, name: str, size: tuple[int, int], scale: int, factor: int) -> None:
-        """Called before each batch is sampled or trained on.
+    def _check_image(self, *, name: str, size: tuple[int, int], scale: int, factor: int) -> None:
+        """Checks that the tiles fit the images of a batch.
 
         Args:
-            name: Of the image.
+            name: Of the first image.
             size: Height and width of its state.
             scale: Pixels of the enlarged image to one of the low-resolution image.
             factor: Pixels of the enlarged image to one of the state.
@@ -153,19 +157,40 @@ class YODA(nn.Module):
             )
 
     @torch.no_grad()
-    def attend(self, lr: Tensor, *, size: tuple[int, int], stored: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        lr: Tensor,
+        *,
+        size: tuple[int, int],
+        factor: int = 1,
+        name: str = "the image",
+        stored: Tensor | None = None,
+    ) -> Tensor:
         """The attention map of low-resolution images on the grid of the states, constant on tiles where there are any.
 
         Args:
             lr: `[B,3,h,w]` in [-1, 1].
-            size: Height and width of the grid.
-            stored: The map that the data carries, `[B,1,h',w']` in [0, 1], which is taken instead of computing one.
+            size: Height and width of the enlarged images.
+            factor: Pixels of the enlarged image to one of the state, each way.
+            name: Of the first image, for errors.
+            stored: The map that the data carries, `[B,1,*size]` in [0, 1], which is taken instead of computing one.
 
         Returns:
-            `[B,1,*size]` in [0, 1], float64.
+            `[B,1,H/factor,W/factor]` in [0, 1], float64.
+
+        Raises:
+            ValueError: the stored map has another size, or the tiles do not fit the images.
         """
+        if stored is not None and stored.shape[-2:] != size:
+            raise ValueError(
+                f"{name}: the attention map is {stored.shape[-1]}x{stored.shape[-2]} pixels and the enlarged image "
+                f"{size[1]}x{size[0]}; make the maps from these images with configs/command/attend.yaml"
+            )
+        grid = size[0] // factor, size[1] // factor
+        self._check_image(name=name, size=grid, scale=size[0] // lr.shape[-2], factor=factor)
+
         attention: Tensor = self.attention(lr) if stored is None else stored
-        attention = resize(attention.double(), size)
+        attention = resize(attention.double(), grid)
         return attention if self.sparse is None else on_tiles(attention, self.sparse.tile, self.tile_statistic)
 
     def mask(self, attention: Tensor, share: Tensor) -> Tensor:
@@ -262,3 +287,30 @@ def on_tiles(attention: Tensor, tile: int, statistic: Literal["mean", "quantile7
             value = values.mean(dim=1) if statistic == "mean" else values.quantile(0.75, dim=1)
             result[..., *part] = value.view(-1, 1, 1, 1)
     return result
+
+
+class NeverDiffused(MeanMetric):
+    """Share of the pixels that no step diffused, over the images of an evaluation; warns of the first large one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned = False
+
+    def note(self, shares: Tensor, keys: Sequence[str]) -> None:
+        """Adds the shares `[B]` of the images of these keys."""
+        self.update(shares)
+        if self._warned or shares.max() <= SURPRISING:
+            return
+        self._warned = True
+        warn(
+            f"{keys[int(shares.argmax())]}: {shares.max().item():.1%} of the pixels never diffused and are the "
+            "enlarged image as it came, for attention plus lower_bound stays below the share of the run that the last "
+            "step takes: use more steps, a larger region.init_args.lower_bound, or region.init_args.whole_end true",
+            stacklevel=2,
+        )
+
+    def own(self) -> float:
+        """The mean over the images of this process alone, which is forgotten then."""
+        share = float(self.mean_value) / float(self.weight)
+        self.reset()
+        return share

@@ -432,3 +432,15 @@ def test_minibatches_hold_whole_episodes(base: Any, tmp_path: Path) -> None:
     )
     trainer.fit(model, DataLoader(Stream("image"), batch_size=None))
     assert seen == [torch.Size([10, 8, 3, 16, 16])] * 8
+
+
+def test_random_skips_are_as_many_as_the_policys_own(base: Any) -> None:
+    """The forced last step does not count: a policy that skips all it may is compared with one that does the same."""
+    model = skipdiff(base("clock")).eval()
+    batch = images_of("clock", 8)
+    for runs, evaluations in ((False, 10), (True, 19)):
+        decider = Pattern([runs] * 10)
+        sr = model.rollouts.images(batch, {"policy": decider})["policy"]
+        model.table.reset()
+        model.rollouts.compare(batch, decider, sr, model.table)
+        assert model.table.rows()["random"]["evaluations"] == evaluations

@@ -193,3 +193,19 @@ def test_names_tell_churn_and_an_unusual_share_of_noise() -> None:
     assert EDMHeun(18).name(EDMProcess()) == "edmheun-18"
     assert EDMHeun(18, eta=0.05, churn=40).name(EDMProcess()) == "edmheun-18-eta0.05-churn40"
     assert RelayHeun(eta=0.0).name(RelayProcess()) == "relayheun-7-below-0.9-eta0"
+
+
+def test_steps_are_computed_in_double_precision() -> None:
+    process, anchor = RelayProcess(), images(1, 3, 8, 8)
+    asked: list[torch.dtype] = []
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        asked.append(x_t.dtype)
+        return 0.5 * x_t
+
+    denoiser = FakeDenoiser(process, anchor, denoise)
+    sampler, t = RelayHeun(), torch.tensor([0.5], dtype=torch.float64)
+    x, _ = sampler.init(denoiser, t, torch.randn_like)
+    estimate = sampler.estimate(denoiser, x, t)
+    assert (x.dtype, estimate.dtype, asked) == (torch.float64, torch.float64, [torch.float32])
+    assert sampler(denoiser).dtype == torch.float32
