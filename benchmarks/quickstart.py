@@ -88,9 +88,7 @@ def main() -> None:
     results["pictures"] = [str(path) for path in pictures]
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
-    print(
-        f"\n{summary(results)}\n(x{SCALE}, {results['method']['sampler']}, {results['data']['images']} photographs)\n"
-    )
+    print(f"\n{summary(results)}\n(x{SCALE}, {results['method']['sampler']}, {results['data']['count']} photographs)\n")
     print("pictures (side by side, then enlarged alone):", *results["pictures"], sep="\n  ")
     print(f"\nyour own:  lightning predict --ckpt_path {checkpoint} --input PHOTO --output FOLDER")
     print(f"all of it: {out}/results.json, after {results['seconds']['total']:.0f} s")

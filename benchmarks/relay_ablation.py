@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,19 @@ from datamodules.batch import Batch
 from datamodules.degradations.area import Area
 from datamodules.folder import Folder
 from datamodules.images import find_images
-from lightning_modules.diffusion import relay
-from lightning_modules.diffusion.edm_samplers import EDMHeun, RelayHeun
+from lightning_modules.base import DiffusionModule
+from lightning_modules.diffusion.edm import EDMProcess, LogNormal
+from lightning_modules.diffusion.edm_samplers import EDMHeun
 from lightning_modules.diffusion.parameterization import Preconditioned
+from lightning_modules.diffusion.relay import RelayProcess
+from lightning_modules.diffusion.relay_sampler import RelayHeun
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Pixels
+from lightning_modules.edm import EDM
 from lightning_modules.metrics.lr_consistency import LRConsistency
 from lightning_modules.metrics.scorer import classic
 from lightning_modules.networks.unet_adm import ADMUNet
-from lightning_modules.relay import EDM, Relay
+from lightning_modules.relay import Relay
 
 SCALE, CROP, BATCH, RATE = 4, 64, 16, 3e-4
 ARMS = ("relay", "relay, no block noise", "relay, no blur", "relay up to 0.45", "relay, LR shown", "EDM, LR shown")
@@ -50,7 +55,7 @@ LEVELS = (1, 2, 3, 5, 9)  # noise levels of a run: 1, 3, 5, 9, 17 evaluations
 Row = dict[str, Any]
 
 
-def model_of(arm: str) -> EDM:
+def model_of(arm: str) -> DiffusionModule:
     """The method of one arm; all arms have the same network of 1.4 million weights."""
     shown = arm.endswith("LR shown")
     network = ADMUNet(
@@ -65,45 +70,40 @@ def model_of(arm: str) -> EDM:
     )
 
     return (EDM if arm.startswith("EDM") else Relay)(
-        lr_condition="concat" if shown else "none",
+        condition_on="up" if shown else "none",
         network=network,
-        process=process_of(arm),
+        process=process_of(arm, starts_of(arm)[0]),
         parameterization=Preconditioned(),
         space=Pixels(clip=False),
-        sampler=samplers_of(arm)[0],
+        sampler=sampler_of(arm, starts_of(arm)[0], LEVELS[0]),
         optimizer=partial(torch.optim.Adam, lr=RATE),
     )
 
 
-def process_of(arm: str) -> relay.LogNormal:
-    """The forward process of one arm."""
+def process_of(arm: str, start: float) -> LogNormal:
+    """The forward process of one arm, sampled from the noise level `start`."""
     if arm.startswith("EDM"):
-        return relay.EDM()
-    last = relay.EDM(sigma_max=0.45).prob_length if arm == "relay up to 0.45" else 0.93
-    return relay.Relay(
+        return EDMProcess(start)
+    last = EDMProcess(sigma_max=0.45).prob_length if arm == "relay up to 0.45" else 0.93
+    return RelayProcess(
         SCALE,
         blur_sigma_max=0.0 if arm == "relay, no blur" else 3.0,
         block_scale=0.0 if arm == "relay, no block noise" else 0.15,
         prob_length=last,
-        sigma_start=STARTS[-1],
+        sigma_start=start,
     )
 
 
 def starts_of(arm: str) -> Sequence[float]:
-    """The noise levels from which one arm of Relay is sampled."""
+    """The noise levels that one arm is sampled from."""
+    if arm.startswith("EDM"):
+        return [80.0]
     return STARTS[-1:] if arm == "relay up to 0.45" else STARTS
 
 
-def samplers_of(arm: str) -> list[Sampler]:
-    """The samplers of one arm: every number of noise levels and, for Relay, every start."""
-    if arm.startswith("EDM"):
-        return [EDMHeun(levels) for levels in LEVELS]
-    return [relay_sampler(levels, start) for start in starts_of(arm) for levels in LEVELS]
-
-
-def relay_sampler(levels: int, start: float) -> RelayHeun:
-    """A sampler of exactly `levels` noise levels, from just below `start` down."""
-    return RelayHeun(levels, sigma_start=start, sigma_max=start - 1e-6)
+def sampler_of(arm: str, start: float, levels: int) -> Sampler:
+    """Heun's sampler on exactly `levels` noise levels, from `start` down."""
+    return EDMHeun(levels) if arm.startswith("EDM") else RelayHeun(levels, sigma_max=start - 1e-6)
 
 
 def data_of(train: str, test: Path, batch: int, workers: int, side: int) -> Folder:
@@ -137,7 +137,7 @@ def trainer_of(given: argparse.Namespace, folder: Path, **limits: Any) -> Traine
     )
 
 
-def train(arm: str, given: argparse.Namespace, folder: Path, steps: int | None) -> tuple[EDM, Folder, int]:
+def train(arm: str, given: argparse.Namespace, folder: Path, steps: int | None) -> tuple[DiffusionModule, Folder, int]:
     """Trains one arm for `steps` steps, or if None for the given minutes; also returns the number of steps."""
     seed_everything(0)
     model, data = model_of(arm), data_of(given.train, folder / "test", given.batch, given.workers, given.side)
@@ -147,17 +147,14 @@ def train(arm: str, given: argparse.Namespace, folder: Path, steps: int | None) 
     return model, data, trainer.global_step
 
 
-def score(arm: str, model: EDM, data: Folder, given: argparse.Namespace, folder: Path) -> list[Row]:
-    """The scores of one arm with each of its samplers."""
+def score(arm: str, model: DiffusionModule, data: Folder, given: argparse.Namespace, folder: Path) -> list[Row]:
+    """The scores of one arm from each start, at every number of levels."""
     rows = []
-    for sampler in samplers_of(arm):
-        model.sampler = sampler
+    for start, levels in product(starts_of(arm), LEVELS):
+        model.process, model.sampler = process_of(arm, start), sampler_of(arm, start, levels)
         trainer = trainer_of(given, folder)
         trainer.limit_val_batches = 1.0
         logged = trainer.validate(model, data, verbose=False)[0]
-
-        levels = len(sampler.levels) if isinstance(sampler, RelayHeun) else sampler.steps
-        start = sampler.sigma_start if isinstance(sampler, RelayHeun) else 80.0
         names = ("psnr_y", "ssim_y", "lr_psnr", "bicubic/psnr_y", "bicubic/ssim_y")
         rows.append(
             {"arm": arm, "start": start, "evaluations": 2 * levels - 1} | {n: logged[f"val/{n}"] for n in names}
@@ -167,9 +164,11 @@ def score(arm: str, model: EDM, data: Folder, given: argparse.Namespace, folder:
 
 
 @torch.no_grad()
-def picture(model: EDM, batch: Batch, sampler: Sampler) -> Tensor:
-    """The first test image, enlarged by one arm, `[3,H,W]` in [-1, 1]."""
-    return model.eval().super_resolve(batch, sampler)[0].cpu()
+def picture(arm: str, model: DiffusionModule, batch: Batch) -> Tensor:
+    """The first test image, enlarged by one arm in 9 evaluations from its lowest start, `[3,H,W]` in [-1, 1]."""
+    start = starts_of(arm)[-1]
+    model.process = process_of(arm, start)
+    return model.eval().super_resolve(batch, sampler_of(arm, start, 5))[0].cpu()
 
 
 def save_strip(images: Sequence[Tensor], path: Path) -> None:
@@ -210,9 +209,8 @@ def run(given: argparse.Namespace, folder: Path) -> None:
         rows += score(arm, model, data, given, folder)
 
         batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
-        sampler = EDMHeun(5) if arm.startswith("EDM") else relay_sampler(5, starts_of(arm)[-1])
         strip = strip or [batch["hr"][0], batch["up"][0]]
-        strip.append(picture(model.cpu(), batch, sampler))
+        strip.append(picture(arm, model.cpu(), batch))
 
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "relay_ablation.md").write_text(report(rows, given, steps, images))

@@ -54,7 +54,7 @@ def measure(scale: int, given: argparse.Namespace) -> tuple[float, float, float]
         optimizer.step()
         optimizer.zero_grad()
 
-    t = model.process.sample_t(given.batch, device)
+    t = model.process.sample_t(given.batch)
     blur = median_seconds(lambda: model.process.mean(x0=hr, anchor=hr, t=t), device, 20 * given.repeats)
     block = median_seconds(lambda: block_noise(torch.randn_like(hr), scale), device, 20 * given.repeats)
     return median_seconds(step, device, given.repeats), blur, block

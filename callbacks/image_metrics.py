@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,14 +14,16 @@ from torch import Tensor, distributed
 
 from callbacks.evaluation import EvaluationCallback
 from callbacks.kept_images import FOLDER, KeptImages
-from datamodules.batch import Batch, to_pixels
+from datamodules.batch import Batch, make_batch, to_pixels
 from lightning_modules.evaluation import cost
 from lightning_modules.evaluation.protocol import departures, read_protocol
 from lightning_modules.evaluation.provenance import described_data, provenance, sha256_of
-from lightning_modules.evaluation.results import NAME, table_rows, write_results
-from lightning_modules.metrics.scorer import AnyScore, Measured, Scorer, Scores, classic
+from lightning_modules.evaluation.results import NAME, table_means, table_rows, write_results
+from lightning_modules.metrics.scorer import AnyScore, Measured, Scorer, Scores, classic, means_of
+from lightning_modules.whole_file import whole_file
 
 IMAGE_METRICS = "callbacks.image_metrics.ImageMetrics"
+BASELINE = "bicubic"  # MATLAB's enlargement of the low-resolution image, whatever the model is given as `up`
 
 
 class Kept(NamedTuple):
@@ -50,8 +51,11 @@ class NamesItsProtocol(Protocol):
 class ImageMetrics(EvaluationCallback[Kept]):
     """Scores of every validation and test image, each image exactly once.
 
-    Scores are taken of 8-bit images, one image at a time; a data set's score is the mean over its images. The same
-    scores of `batch["up"]` are logged under the baseline's name: `val/psnr_y` beside `val/bicubic/psnr_y`.
+    Scores are taken of 8-bit images, one image at a time; a data set's score is the mean over its images. Beside each
+    stands that of MATLAB's bicubic enlargement of the low-resolution image: `val/psnr_y` and `val/bicubic/psnr_y`.
+
+    The PSNR of an image that equals its target is infinite. Such an image is left out of both means of the score, and
+    the results name it; where no other image is left, the mean is infinite, and null in the results.
 
     Each validation and test leaves `scores/<stage>-step-<n>.csv` with the scores of each image in the run's folder, and
     a run of `validate` or `test` also `results.json`: the scores of each image beside everything that they depend on.
@@ -62,20 +66,17 @@ class ImageMetrics(EvaluationCallback[Kept]):
     Args:
         scores: What is measured: scores, scores of sets, and metrics of torchmetrics; `classic` by default.
         border: Pixels left out on each side for scores such as PSNR and SSIM; the scale by default, as papers do.
-        baseline: What made `batch["up"]`, as the results name it.
 
     Raises:
         ValueError: the border is negative, or two scores have one name.
     """
 
-    def __init__(
-        self, scores: list[AnyScore] | None = None, border: int | None = None, baseline: str = "bicubic"
-    ) -> None:
+    def __init__(self, scores: list[AnyScore] | None = None, border: int | None = None) -> None:
         if border is not None and border < 0:
             raise ValueError(f"border must be at least 0, got {border}")
         super().__init__()
         self.scorer = Scorer(classic() if scores is None else scores)
-        self.border, self.baseline = border, baseline
+        self.border = border
         self.protocol: UnderProtocol | None = None
         self._border_used = border
 
@@ -121,13 +122,15 @@ class ImageMetrics(EvaluationCallback[Kept]):
             if key in self.kept or keys.count(key) > 1:
                 raise ValueError(f"{key}: two images of one validation have this key, and scores are kept by key")
 
-        sr, up = to_pixels(outputs["sr"], keys), to_pixels(batch["up"], keys)
+        lr = (batch["lr"].double() + 1) / 2
+        sr, scale = to_pixels(outputs["sr"], keys), outputs["sr"].shape[-1] // lr.shape[-1]
+        bicubic = to_pixels(make_batch(lr, keys, scale=scale, kernel="matlab")["up"], keys)
         hr = to_pixels(batch["hr"], keys) if "hr" in batch else None
-        self._border_used = sr.shape[-1] // batch["lr"].shape[-1] if self.border is None else self.border
+        self._border_used = scale if self.border is None else self.border
         measured = self.scorer.measure(
-            {"": _unit(sr), f"{self.baseline}/": _unit(up)},
+            {"": _unit(sr), f"{BASELINE}/": _unit(bicubic)},
             hr=None if hr is None else _unit(hr),
-            lr=(batch["lr"].double() + 1) / 2,
+            lr=lr,
             keys=keys,
             border=self._border_used,
         )
@@ -138,6 +141,14 @@ class ImageMetrics(EvaluationCallback[Kept]):
         for index, (key, each) in enumerate(zip(keys, measured, strict=True)):
             digests = {name: hashlib.sha256(image[index].tobytes()).hexdigest() for name, image in pixels.items()}
             self.kept[key] = Kept(each, sr.shape[-2] * sr.shape[-1], digests, costs[index])
+
+    def check_size(self, image: Tensor, scale: int, key: str) -> None:
+        """Refuses images `[B,3,H,W]` that are too small for a score.
+
+        Raises:
+            ValueError: they are.
+        """
+        self.scorer.check_size(image, key, border=scale if self.border is None else self.border)
 
     def conclude(
         self,
@@ -154,14 +165,14 @@ class ImageMetrics(EvaluationCallback[Kept]):
             ValueError: a score is NaN, of images that no training depends on; or processes measured different scores.
         """
         rows = {key: each.scores for key, each in kept.items()}
-        names = list(next(iter(rows.values())))
         if len({(*each.scores, *each.measured.features) for each in kept.values()}) > 1:
             raise ValueError("processes measured different scores: do all of them have the weights of optional scores?")
 
-        of_sets = self.scorer.of_sets([each.measured for each in kept.values()], ["", f"{self.baseline}/"])
-        means = {name: fmean(row[name] for row in rows.values()) for name in names} | of_sets
+        of_sets = self.scorer.of_sets([each.measured for each in kept.values()], ["", f"{BASELINE}/"])
+        means, infinite = means_of(rows)
+        means |= of_sets
         for name, value in means.items():
-            shown = name in ("psnr_y", f"{self.baseline}/psnr_y")
+            shown = name in ("psnr_y", f"{BASELINE}/psnr_y")
             pl_module.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
 
         evaluated = trainer.state.fn != TrainerFn.FITTING
@@ -169,7 +180,8 @@ class ImageMetrics(EvaluationCallback[Kept]):
         if trainer.is_global_zero:
             write_scores(folder / "scores" / f"{stage}-step-{trainer.global_step:06d}.csv", rows)
             if evaluated:
-                write_results(folder / NAME, self._results(trainer, pl_module, kept, means, memory))
+                results = self._results(trainer, pl_module, kept, means, memory)
+                write_results(folder / NAME, {**results, "infinite": infinite})
 
         measured = {**rows, "all images": of_sets}
         nans = [f"{key}: {name} is NaN" for key, row in measured.items() for name in row if math.isnan(row[name])]
@@ -189,11 +201,11 @@ class ImageMetrics(EvaluationCallback[Kept]):
         memory: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
         """What `results.json` holds."""
-        columns = {"model": "", self.baseline: f"{self.baseline}/"}
-        names = [name for name in means if not name.startswith(f"{self.baseline}/")]
+        columns = {"model": "", BASELINE: f"{BASELINE}/"}
+        names = [name for name in means if not name.startswith(f"{BASELINE}/")]
         of_images = [name for name in names if name in next(iter(kept.values())).scores]
         facts = provenance(trainer, method)
-        facts["data"] |= {"images": len(kept), **data_digests(kept)}
+        facts["data"] |= {"count": len(kept), **data_digests(kept)}
         return {
             "protocol": None if self.protocol is None else self.protocol.name,
             "columns": None if self.protocol is None else self.protocol.columns,
@@ -201,13 +213,14 @@ class ImageMetrics(EvaluationCallback[Kept]):
             "measured": {
                 "pixels": "clamped and rounded to 8 bits",
                 "border": self._border_used,
-                "mean": "of the values of single images",
+                "mean": "of the values of single images, without those that are infinite for the model or for bicubic",
+                "bicubic": "MATLAB's enlargement of the low-resolution image",
             },
             "definitions": self.scorer.definitions(),
             "not_measured": self.scorer.not_measured,
-            "baseline": self.baseline,
+            "baseline": BASELINE,
             "pictures": _pictures(trainer),
-            "means": {name: {column: means[f"{columns[column]}{name}"] for column in columns} for name in names},
+            "means": table_means(means, names, columns),
             **_costs(method, kept, memory),
             "rows": table_rows({key: each.scores for key, each in kept.items()}, of_images, columns),
         }
@@ -273,8 +286,7 @@ class ExtraScores(Callback):
 
 def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:
     """One line for each image, in the order of their keys."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with whole_file(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["key", *next(iter(scores.values()))])
         writer.writeheader()
         writer.writerows({"key": key, **row} for key, row in scores.items())

@@ -18,6 +18,7 @@ from datamodules.batch import Batch, to_pixels
 from datamodules.images import ImageError, decode
 from lightning_modules.evaluation.cost import ImageCost, Meter
 from lightning_modules.evaluation.provenance import provenance, sha256_of
+from lightning_modules.whole_file import whole_file
 
 FOLDER = "images"
 MARKER = "unfinished.json"
@@ -195,11 +196,9 @@ def lr_digests(batch: Batch) -> list[str]:
 
 
 def write_image(path: Path, pixels: Any, note: dict[str, Any] | None = None) -> None:
-    """Writes uint8 pixels `[H,W,3]` as PNG, whole or not at all; another process may write the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes uint8 pixels `[H,W,3]` as PNG, whole or not at all."""
     text = PngInfo()
     if note is not None:
         text.add_text(NOTE, json.dumps(note))
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(pixels).save(part, format="PNG", pnginfo=text, compress_level=1)
-    part.replace(path)
+    with whole_file(path) as part:
+        Image.fromarray(pixels).save(part, format="PNG", pnginfo=text, compress_level=1)

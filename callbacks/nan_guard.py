@@ -10,6 +10,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_modules.whole_file import whole_file
+
 
 class NonFiniteLossError(ValueError):
     """The loss was NaN or infinite; the message names the step, the images and the files kept for replay."""
@@ -66,10 +68,12 @@ class NaNGuard(Callback):
         }
 
         tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
-        self._folder.mkdir(parents=True, exist_ok=True)
-        stem.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-        save_file(tensors, stem.with_suffix(".safetensors"))
-        torch.save({"state_dict": self._checkpoint["state_dict"]}, stem.with_suffix(".ckpt"))
+        with whole_file(stem.with_suffix(".safetensors")) as part:
+            save_file(tensors, part)
+        with whole_file(stem.with_suffix(".ckpt")) as part:
+            torch.save({"state_dict": self._checkpoint["state_dict"]}, part)
+        with whole_file(stem.with_suffix(".json")) as part:
+            part.write_text(json.dumps(record, indent=2) + "\n")
 
         raise NonFiniteLossError(
             f"the loss became {record['loss']} at step {record['step']} on {', '.join(batch['key'])}. See where: "

@@ -1,9 +1,10 @@
 """Writes enlarged images to PNG files."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
@@ -14,27 +15,51 @@ from torch import Tensor
 
 from callbacks.evaluation import gather_by_key
 from datamodules.batch import to_pixels
+from datamodules.images import ImageError, colour_profile, in_profile
 
+_log = logging.getLogger(__name__)
 WHITE = 32  # standard deviation, in grey levels of 255, that is drawn in white
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes each enlarged image to `<folder>/<key>.png` as soon as it is computed.
 
-    Sub-folders of the input are kept. Existing files are never overwritten, so the folder may be that of the input.
-    With several draws of each image, `<key>.png` is their mean and `<key>_std.png` a picture of their standard
-    deviation, see `spread_picture`. Predictions are not returned to the caller, because the images of a large folder
-    would not fit in memory.
+    Sub-folders of the input are kept. With several draws of each image, `<key>.png` is their mean and `<key>_std.png` a
+    picture of their standard deviation, see `spread_picture`. Predictions are not returned to the caller, because the
+    images of a large folder would not fit in memory.
+
+    A failure does not end the run: it is logged and kept in `failures`, and the other images are written. An existing
+    file counts as one unless it is to be skipped or overwritten, so the folder may be that of the input.
 
     Args:
         folder: The folder to write to; `predictions` in the run's folder by default.
+        skip_existing: Leave out images whose files exist, before they are computed.
+        overwrite: Replace files that exist.
+        colours: `srgb` writes sRGB without a profile; `source` writes the colours of the image's own profile, and
+            embeds it, where it has one for RGB.
+
+    Attributes:
+        failures: The images of all processes that were not written, and why, once the prediction has ended.
+
+    Raises:
+        ValueError: existing files are to be skipped and overwritten.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | None = None,
+        skip_existing: bool = False,
+        overwrite: bool = False,
+        colours: Literal["srgb", "source"] = "srgb",
+    ) -> None:
         super().__init__(write_interval="batch")
-        self.folder = folder
+        if skip_existing and overwrite:
+            raise ValueError("skip_existing and overwrite: existing files are either skipped or overwritten")
+        self.folder, self.skip_existing, self.overwrite, self.colours = folder, skip_existing, overwrite, colours
+        self.failures: dict[str, str] = {}
         self._target = Path(folder or ".").expanduser()
         self._written: dict[str, None] = {}
+        self._skipped: dict[str, None] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Notes the folder now, because `log_dir` is a collective call.
@@ -52,7 +77,7 @@ class PredictionWriter(BasePredictionWriter):
             OSError: the folder cannot be created or written to.
         """
         trainer.predict_loop.return_predictions = False
-        self._written = {}
+        self._written, self._skipped, self.failures = {}, {}, {}
         try:
             self._target.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -63,15 +88,20 @@ class PredictionWriter(BasePredictionWriter):
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Checks, before the images are computed, that their files do not exist yet.
-
-        Raises:
-            FileExistsError: one of the files exists.
-        """
+        """Marks, before anything is computed, a batch of which nothing can or need be written."""
         suffixes = ("", "_std") if getattr(pl_module, "draws", 1) > 1 else ("",)
-        for path in (self._path(key + suffix) for key in batch["key"] for suffix in suffixes):
-            if path.exists():
-                raise FileExistsError(_exists_message(path))
+        existing = {key: [path for path in self._paths(key, suffixes) if path.exists()] for key in batch["key"]}
+        if self.overwrite:
+            return
+        if self.skip_existing:
+            done = [key for key in batch["key"] if len(existing[key]) == len(suffixes)]
+        else:
+            done = [key for key in batch["key"] if existing[key]]
+            for key in done:
+                self._fail(key, _exists_message(existing[key][0]))
+        self._skipped |= dict.fromkeys(done)
+        if len(done) == len(batch["key"]):
+            batch["skip"] = True
 
     def write_on_batch_end(
         self,
@@ -84,34 +114,62 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Writes the images of one batch."""
-        self._write(prediction["sr"], batch["key"])
-        if "std" in prediction:
-            self._write(spread_picture(prediction["std"]), [f"{key}_std" for key in batch["key"]])
+        for key, reason in prediction.get("failed", {}).items():
+            self._fail(key, reason)
+        for name, suffix in (("sr", ""), ("std", "_std")):
+            if name not in prediction:
+                continue
+            images = prediction[name] if name == "sr" else spread_picture(prediction[name])
+            for index, key in enumerate(batch["key"]):
+                if key not in self._skipped and key not in self.failures:
+                    source = batch["path"][index] if "path" in batch and name == "sr" else None
+                    self._write(images[index : index + 1], key, suffix, source)
 
-    def _write(self, images: Tensor, keys: Sequence[str]) -> None:
-        pixels = to_pixels(images, keys).permute(0, 2, 3, 1).contiguous().cpu()
-        for key, image in zip(keys, pixels, strict=True):
-            write_png(self._path(key), Image.fromarray(np.asarray(image)))
-            self._written[key] = None
+    def _write(self, image: Tensor, key: str, suffix: str, source: str | None) -> None:
+        """Writes one image `[1,3,H,W]` in [-1, 1], or notes why it cannot be."""
+        (path,) = self._paths(key, (suffix,))
+        if key + suffix in self._written:
+            self._fail(key, f"{path}: is the name of two results of this run; rename one of the images")
+            return
+        try:
+            pixels = Image.fromarray(np.asarray(to_pixels(image, [key])[0].permute(1, 2, 0).contiguous().cpu()))
+            profile = None
+            if self.colours == "source" and source is not None:
+                pixels, profile = in_profile(pixels, colour_profile(Path(source)))
+            write_png(path, pixels, overwrite=self.overwrite, profile=profile)
+        except (FileExistsError, ValueError, ImageError) as error:  # a full disk ends the run
+            self._fail(key, str(error))
+        else:
+            self._written[key + suffix] = None
+
+    def _fail(self, key: str, reason: str) -> None:
+        _log.error("%s", reason)
+        self.failures[key] = reason
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Prints how many images were written, and to which folder."""
+        """Prints what was written and to which folder, and what was not; gathers the failures of all processes."""
         if stage != TrainerFn.PREDICTING:
             return
 
-        written = gather_by_key(self._written)
+        unread = getattr(cast(Any, trainer).datamodule, "failures", {})
+        self.failures = gather_by_key({**self.failures, **unread})
+        written, skipped = gather_by_key(self._written), gather_by_key(self._skipped)
+        left = len(skipped.keys() - self.failures.keys())
         if trainer.is_global_zero:
-            print(f"{len(written)} image{'' if len(written) == 1 else 's'} written to {self._target}", flush=True)
+            parts = [f"{len(written)} image{'' if len(written) == 1 else 's'} written to {self._target}"]
+            parts += [f"{left} skipped, whose files exist"] if left else []
+            parts += [f"{len(self.failures)} failed"] if self.failures else []
+            print(", ".join(parts), flush=True)
 
-    def _path(self, key: str) -> Path:
-        """The file of `key` in the target folder.
+    def _paths(self, key: str, suffixes: Sequence[str]) -> list[Path]:
+        """The files of `key` in the target folder.
 
         Raises:
             ValueError: the key is a path that leads out of the folder.
         """
         if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
             raise ValueError(f"{key}: leads out of the folder of results")
-        return self._target / f"{key}.png"
+        return [self._target / f"{key}{suffix}.png" for suffix in suffixes]
 
 
 def spread_picture(std: Tensor) -> Tensor:
@@ -124,25 +182,36 @@ def spread_picture(std: Tensor) -> Tensor:
     return (grey_levels / WHITE * 2 - 1).clamp(max=1).expand(-1, 3, -1, -1)
 
 
-def write_png(path: Path, image: Image.Image) -> None:
-    """Writes an image to a new file; after an error no partial file remains.
+def write_png(path: Path, image: Image.Image, *, overwrite: bool = False, profile: bytes | None = None) -> None:
+    """Writes an image to a file, which gets its name when it is whole; after an error nothing remains.
+
+    Args:
+        path: The file.
+        image: What it shows.
+        overwrite: Replace a file of that name.
+        profile: The colour profile that is embedded.
 
     Raises:
-        FileExistsError: the file exists.
+        FileExistsError: the file exists, or a folder on its way is a file.
         OSError: the file cannot be written.
     """
+    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:  # "x" fails if another process has made the file meanwhile
-            image.save(file, format="PNG")
+        if path.exists() and not overwrite:
+            raise FileExistsError(None, None, str(path))
+        try:
+            image.save(part, format="PNG", icc_profile=profile)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except FileExistsError as error:
         raise FileExistsError(_exists_message(Path(error.filename))) from error
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise OSError(
             f"{path}: cannot be written ({error.strerror or error}); make room or name another folder"
         ) from error
 
 
 def _exists_message(path: Path) -> str:
-    return f"{path}: exists, and nothing is overwritten; delete it or name another folder"
+    return f"{path}: exists, and nothing is overwritten; --skip_existing leaves it, --overwrite replaces it"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from callbacks.evaluation import EvaluationCallback
 from datamodules.batch import Batch, to_pixels
+from lightning_modules.whole_file import whole_file
 
 Tile = NDArray[np.uint8]  # [H,W,3]
 Column = dict[str, Tile]  # the tiles of one image by the title of their row
@@ -49,7 +50,7 @@ class SampleGrid(EvaluationCallback[Column]):
     """
 
     def __init__(
-        self, keys: list[str] | None = None, images: int = 4, size: int = 256, baseline: str = "bicubic"
+        self, keys: list[str] | None = None, images: int = 4, size: int = 256, baseline: str = "enlarged"
     ) -> None:
         if images < 1 or size < 1:
             raise ValueError(f"images and size must be at least 1, got {images} and {size}")
@@ -93,8 +94,8 @@ class SampleGrid(EvaluationCallback[Column]):
         grid = draw({key: kept[key] for key in self._selected(list(kept))})
         prefix = "" if stage == "val" else f"{stage}-"
         path = folder / "samples" / f"{prefix}step-{trainer.global_step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
+        with whole_file(path) as part:
+            grid.save(part, format="PNG")
 
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -3,8 +3,9 @@
 import logging
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -102,6 +103,27 @@ class SRDataModule(LightningDataModule, ABC):
         if self.degradation.scale != self.scale:
             raise ValueError(f"degradation: its scale is {self.degradation.scale}, but the data's is {self.scale}")
 
+    @classmethod
+    def missing(cls, arguments: Mapping[str, Any], *, splits: Collection[str], **_: Any) -> str | None:
+        """What of the splits that will be read is not on this machine, and how to get it; None where all is there.
+
+        Sets at URLs are not looked at. What else is wrong with the arguments is said when the data are built.
+        """
+        if any("://" in str(value) for value in arguments.values()):
+            return None
+        try:
+            data = cls(**{**arguments, "degradation": None})
+            for split in splits:
+                if split == "predict":
+                    data.predict_dataloader()
+                else:
+                    data._samples(split)
+        except FileNotFoundError as error:
+            return str(error)
+        except ValueError:
+            return None
+        return None
+
     @abstractmethod
     def source(self, split: str) -> Source:
         """Where the samples of "train", "val" or "test" are.
@@ -122,7 +144,7 @@ class SRDataModule(LightningDataModule, ABC):
             max_bad=self.max_bad,
             paired=self.paired,
         )
-        return Loader(stream, self.num_workers, first=self.batches_done)
+        return Loader(stream, self.num_workers, first=self._next_batch)
 
     def val_dataloader(self) -> Loader:
         """Every validation image once."""
@@ -134,6 +156,9 @@ class SRDataModule(LightningDataModule, ABC):
 
     def _evaluation(self, split: str) -> Loader:
         source = self._samples(split)
+        damage = source.damage()
+        if damage:
+            raise DataError(f"{split}: an evaluation set must be complete, but {'; '.join(damage[:5])}")
         repeated = source.duplicates()
         if repeated:
             raise DataError(
@@ -163,6 +188,21 @@ class SRDataModule(LightningDataModule, ABC):
             return self._batches_before
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
         return max(self._batches_before, int(progress["total"]["processed"]))
+
+    def protocol(self) -> dict[str, Any]:
+        """What the scores of an evaluation depend on, as results state it."""
+        size = self.val_crop.size
+        made = {name: value for name, value in vars(self.degradation).items() if not name.startswith("_")}
+        return {
+            "images": "whole" if size is None else f"centre {size}x{size}",
+            "low_resolution": "of the set" if self.paired else {"made by": type(self.degradation).__name__, **made},
+            "up_kernel": self.up_kernel,
+        }
+
+    def _next_batch(self) -> int:
+        """The number of the batch that an iteration begins with; `overfit_batches` repeats the first ones."""
+        repeated = 0 if self.trainer is None else int(cast(Any, self.trainer).overfit_batches)
+        return self.batches_done() % repeated if repeated else self.batches_done()
 
     def state_dict(self) -> dict[str, Any]:
         """The number of training batches consumed."""

@@ -24,6 +24,8 @@ class Batch(TypedDict):
     start: NotRequired[Tensor]  # [B,3,H,W], the degraded image that sampling starts from, put here by the method
     attention: NotRequired[Tensor]  # [B,1,H,W] in [0,1], where the data set carries a map
     sr: NotRequired[Tensor]  # [B,3,H,W], the result, where an interrupted test had written it
+    path: NotRequired[list[str]]  # the file of each image, where single files are enlarged
+    skip: NotRequired[bool]  # put here by the prediction writer: the results exist, nothing is to be computed
 
 
 def make_batch(lr: Tensor, key: list[str], *, scale: int, kernel: Enlargement) -> Batch:

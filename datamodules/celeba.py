@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.prepare.samples import PlannedImage, PlannedSample
-from datamodules.prepare.shard_writer import PackError, SplitSettings, write_split
+from datamodules.prepare.shard_writer import PackError, SplitSettings, summary, write_split
 from datamodules.shard_folder import ShardFolder
 
 _PARTITION = {"0": "train", "1": "val", "2": "test"}  # the numbers in list_eval_partition.txt
@@ -32,32 +32,36 @@ class CelebA(ShardFolder):
         super().__init__(root, "celeba-train", "celeba-val", "celeba-test", scale=scale, crop=_SIDE, **options)
 
 
-def prepare(raw: str, out: str, partial: bool = False, workers: int = os.cpu_count() or 1) -> None:
+def prepare(
+    raw: str, out: str, leave_out: bool = False, overwrite: bool = False, workers: int = os.cpu_count() or 1
+) -> None:
     """Packs CelebA's aligned faces.
 
     Args:
         raw: folder with img_align_celeba/ and list_eval_partition.txt, there or in Eval/.
         out: folder for the shards.
-        partial: pack the faces that exist even if others are missing.
+        leave_out: continue without faces that are missing or unreadable, instead of stopping.
+        overwrite: write the shards anew, whatever is there.
         workers: processes.
     """
     samples: dict[str, list[PlannedSample]] = {split: [] for split in _PARTITION.values()}
     missing: list[Path] = []
-    for name, split in _partition(Path(raw)):
-        path = Path(raw) / "img_align_celeba" / name
+    source, target = Path(raw).expanduser(), Path(out).expanduser()
+    for name, split in _partition(source):
+        path = source / "img_align_celeba" / name
         if path.exists():
             samples[split].append(PlannedSample(path.stem, PlannedImage(path, _CENTRE, _SIDE, "bilinear")))
         else:
             missing.append(path)
 
-    if missing and not partial:
-        raise PackError(
-            f"{missing[0]} and {len(missing) - 1} more faces are missing (set partial to true to continue without them)"
-        )
+    if missing and not leave_out:
+        more = f"{missing[0]} and {len(missing) - 1} more faces are missing"
+        raise PackError(f"{more} (set leave_out to true to continue without them)")
     samples["test"] = samples["test"][:_TESTED]
     for split, faces in samples.items():
-        write_split(faces, Path(out), SplitSettings("celeba", split, 2048, _LICENCE), workers=workers)
-        print(f"celeba-{split}: {len(faces)} faces in {out}")
+        settings = SplitSettings("celeba", split, 2048, _LICENCE, leave_out)
+        packed = write_split(faces, target, settings, workers=workers, replace="always" if overwrite else "never")
+        print(summary(settings, target, len(faces), faces, packed))
 
 
 def _partition(raw: Path) -> list[tuple[str, str]]:

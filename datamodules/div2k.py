@@ -7,7 +7,7 @@ from typing import Any
 from datamodules.images import find_images
 from datamodules.prepare.archives import Archive, fetch_images
 from datamodules.prepare.plan import plan
-from datamodules.prepare.shard_writer import PackError, SplitSettings, write_split
+from datamodules.prepare.shard_writer import PackError, SplitSettings, summary, write_split
 from datamodules.shard_folder import ShardFolder
 
 _DIV2K = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
@@ -113,7 +113,8 @@ def prepare(
     crop: int | None = 480,
     step: int | None = 240,
     lr: int | None = None,
-    partial: bool = False,
+    leave_out: bool = False,
+    overwrite: bool = False,
     workers: int = os.cpu_count() or 1,
 ) -> None:
     """Packs DIV2K, and Flickr2K if wanted, into shards; archives that RAW lacks are downloaded.
@@ -125,26 +126,28 @@ def prepare(
         crop: side of the training sub-images; null packs whole images.
         step: between training sub-images.
         lr: also pack the published bicubic LR images of this scale (use them with `paired: true`).
-        partial: pack the images that exist even if others are missing.
+        leave_out: continue without images that are missing, unreadable or too small, instead of stopping.
+        overwrite: write the shards anew, whatever is there.
         workers: processes.
     """
+    source, target = Path(raw).expanduser(), Path(out).expanduser()
     for (name, split), archive in _HR.items():
         if name == "div2k" or flickr2k:
-            hr_files = _images(Path(raw), archive, partial)
-            lr_files = _images(Path(raw), _lr_archive(name, split, lr), partial) if lr else None
+            hr_files = _images(source, archive, leave_out)
+            lr_files = _images(source, _lr_archive(name, split, lr), leave_out) if lr else None
             cut = (crop, step) if split == "train" else (None, None)
-            samples = plan(hr_files, Path(raw) / archive.folder, lr_files, *cut)
+            samples = plan(hr_files, source / archive.folder, lr_files, *cut, leave_out=leave_out)
 
-            settings = SplitSettings(name, split, 256 if cut[0] else 16, _LICENCE[name])
-            write_split(samples, Path(out), settings, workers=workers)
-            print(f"{settings.prefix}: {len(hr_files)} images, {len(samples)} samples in {out}")
+            settings = SplitSettings(name, split, 256 if cut[0] else 16, _LICENCE[name], leave_out)
+            packed = write_split(samples, target, settings, workers=workers, replace="always" if overwrite else "never")
+            print(summary(settings, target, len(hr_files), samples, packed))
 
 
-def _images(raw: Path, archive: Archive, partial: bool) -> list[Path]:
+def _images(raw: Path, archive: Archive, leave_out: bool) -> list[Path]:
     files = find_images(fetch_images(archive, raw))
-    if len(files) != archive.images and not partial:
+    if len(files) != archive.images and not leave_out:
         raise PackError(
             f"{raw / archive.folder}: holds {len(files)} images, the published set has {archive.images}; "
-            "complete it, or set partial to true to pack those"
+            "complete it, or set leave_out to true to pack those"
         )
     return files

@@ -1,7 +1,8 @@
 """The user's own images: plain folders for training and scoring, any image file or folder to enlarge."""
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from datamodules.base import SRDataModule
 from datamodules.batch import Batch
 from datamodules.degradations.levels import from_uint8
 from datamodules.images import ImageError, decode, find_images
-from datamodules.stream.sources import FileSource, Source, unique_stems
+from datamodules.stream.sources import FileSource, Source, unique_keys
 from datamodules.stream.streams import stack
 
 _log = logging.getLogger(__name__)
@@ -23,11 +24,12 @@ class Folder(SRDataModule):
         train: folder of HR images for training.
         val: folder of HR images for validation.
         test: folder of HR images for test.
-        predict: an LR image, or a folder of them, to enlarge; sizes and formats may be mixed.
+        predict: LR images to enlarge: a file, a folder, or several of either; sizes and formats may be mixed. Where
+            several are given, the images of a folder are named below the folder's own name.
         options: those of `SRDataModule`.
 
     Attributes:
-        failures: the images of `predict` that this process could not read, as (path, reason); the others are enlarged.
+        failures: the images of `predict` that this process could not read, and why; the others are enlarged.
     """
 
     def __init__(
@@ -35,18 +37,13 @@ class Folder(SRDataModule):
         train: str | None = None,
         val: str | None = None,
         test: str | None = None,
-        predict: str | None = None,
+        predict: str | list[str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.folders = {"train": train, "val": val, "test": test, "predict": predict}
-        self.failures: list[tuple[Path, str]] = []
-
-    def _folder(self, split: str) -> Path:
-        folder = self.folders[split]
-        if folder is None:
-            raise FileNotFoundError(f"no images to {_PURPOSE[split]}: set {split} to their folder")
-        return Path(folder).expanduser()
+        self.folders = {"train": train, "val": val, "test": test}
+        self.predict = [predict] if isinstance(predict, str) else predict
+        self.failures: dict[str, str] = {}
 
     def source(self, split: str) -> Source:
         """The files of one split.
@@ -54,40 +51,69 @@ class Folder(SRDataModule):
         Raises:
             FileNotFoundError: the folder of the split is not given, does not exist or holds no image.
         """
-        folder = self._folder(split)
-        return FileSource(folder.name, folder, find_images(folder))
+        folder = self.folders[split]
+        root = _given(split, None if folder is None else [folder])[0]
+        return FileSource(Path(os.path.abspath(root)).name, root, find_images(root))
 
     def predict_dataloader(self) -> "PredictImages":
-        """The images to enlarge, one at a time, each on one rank; keys are their names below the folder."""
-        path = self._folder("predict")
-        files = find_images(path)
-        root = path if path.is_dir() else path.parent
-        jobs = list(zip(unique_stems(files, root), files, strict=True))
+        """The images to enlarge, one at a time, each on one rank; keys are their names below the folder.
+
+        Raises:
+            FileNotFoundError: no image is given, or what is given does not exist or holds no image.
+        """
+        inputs = _given("predict", self.predict)
+        names: dict[Path, Path] = {}  # by file, each of which is enlarged once
+        for path in inputs:
+            for file in find_images(path):
+                names.setdefault(file, _name_below(path, file, alone=len(inputs) == 1))
+        jobs = list(zip(unique_keys(list(names.values())), names, strict=True))
         return PredictImages(jobs[self.rank.index :: self.rank.world_size], self.failures)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Makes a batch without `hr` of an image to enlarge; other batches are those of `SRDataModule`."""
         if "predict" not in batch:
             return super().on_after_batch_transfer(batch, dataloader_idx)
-        return self.assemble(from_uint8(batch["predict"]), batch["key"])
+        assembled = self.assemble(from_uint8(batch["predict"]), batch["key"])
+        assembled["path"] = batch["path"]
+        return assembled
+
+
+def _given(split: str, paths: Sequence[str] | None) -> list[Path]:
+    """The folders or files of a split.
+
+    Raises:
+        FileNotFoundError: there are none, or one is empty: as a path it would be the current folder.
+    """
+    if not paths or not all(paths):
+        empty = "" if paths is None else f"{split} is empty; "
+        raise FileNotFoundError(f"no images to {_PURPOSE[split]}: {empty}set {split} to their folder")
+    return [Path(path).expanduser() for path in paths]
+
+
+def _name_below(given: Path, file: Path, alone: bool) -> Path:
+    """What a file is called: its path below the folder that was given, and that folder's name if it is not alone."""
+    if file == given:
+        return Path(file.name)
+    below = file.relative_to(given)
+    return below if alone else Path(os.path.abspath(given)).name / below
 
 
 class PredictImages:
     """Decodes the files to enlarge one by one, in this process; unreadable ones are logged and added to `failures`."""
 
-    def __init__(self, jobs: list[tuple[str, Path]], failures: list[tuple[Path, str]]) -> None:
+    def __init__(self, jobs: list[tuple[str, Path]], failures: dict[str, str]) -> None:
         self.jobs, self.failures = jobs, failures
 
     def __len__(self) -> int:
         return len(self.jobs)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """One image at a time: `predict`, uint8 `[1,3,h,w]`, and `key`."""
+        """One image at a time: `predict`, uint8 `[1,3,h,w]`, its `key` and the `path` of its file."""
         for key, path in self.jobs:
             try:
                 image = decode(path, str(path))
             except ImageError as error:
                 _log.error("%s; left out", error)
-                self.failures.append((path, str(error)))
+                self.failures[str(path)] = str(error)
                 continue
-            yield {"predict": stack([image]), "key": [key]}
+            yield {"predict": stack([image]), "key": [key], "path": [str(path)]}

@@ -1,6 +1,6 @@
 """The colour photographs that ship inside scikit-image: real images on any machine, without a network."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,18 @@ class Photos(SRDataModule):
         base = Path(root).expanduser() if root else cache_folder() / "photos"
         self.folder = base / f"{version('scikit-image')}-{tile_size}"
 
+    @classmethod
+    def missing(cls, arguments: Mapping[str, Any], **_: Any) -> str | None:
+        """Nothing is: `prepare_data` writes the shards."""
+        return None
+
     def prepare_data(self) -> None:
         """Writes the shards unless they exist."""
         training = list(_training_tiles(self.tile_size))
         whole = [PlannedSample(Path(name).stem, PlannedImage(bundled(name))) for name in VAL]
         for split, samples in (("train", training), ("val", whole)):
             settings = SplitSettings("photos", split, per_shard=32, licence=LICENCE)
-            write_split(samples, self.folder, settings, overwrite=True)
+            write_split(samples, self.folder, settings, replace="changed")
 
     def source(self, split: str) -> Source:
         """Tiles of the training photographs, or whole validation photographs."""

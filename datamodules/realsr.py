@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from datamodules.images import find_images
 from datamodules.prepare.plan import plan
-from datamodules.prepare.shard_writer import PackError, SplitSettings, write_split
+from datamodules.prepare.shard_writer import PackError, SplitSettings, summary, write_split
 from datamodules.shard_folder import ShardFolder
 
 _LICENCE = {
@@ -60,6 +60,8 @@ def prepare(
     crop: int | None = None,
     step: int | None = None,
     splits: Sequence[Literal["train", "test"]] = ("train", "test"),
+    leave_out: bool = False,
+    overwrite: bool = False,
     workers: int = os.cpu_count() or 1,
 ) -> None:
     """Packs the pairs of one scale as published.
@@ -73,15 +75,19 @@ def prepare(
         crop: side of the training sub-images; whole images by default.
         step: between training sub-images.
         splits: which to pack; the test split alone is enough to test on.
+        leave_out: continue without pairs that are unreadable or too small, instead of stopping.
+        overwrite: write the shards anew, whatever is there.
         workers: processes.
     """
+    source, target = Path(raw).expanduser(), Path(out).expanduser()
     find = realsr_pairs if name == "realsr" else drealsr_pairs
     for split in splits:
-        hr, lr = find(Path(raw), split, scale)
+        hr, lr = find(source, split, scale)
         cut = (crop, step) if split == "train" else (None, None)
-        settings = SplitSettings(f"{name}_x{scale}", split, 256 if cut[0] else 32, _LICENCE[name])
-        write_split(plan(hr, Path(raw), lr, *cut), Path(out), settings, workers=workers)
-        print(f"{settings.prefix}: {len(hr)} pairs in {out}")
+        samples = plan(hr, source, lr, *cut, leave_out=leave_out)
+        settings = SplitSettings(f"{name}_x{scale}", split, 256 if cut[0] else 32, _LICENCE[name], leave_out)
+        packed = write_split(samples, target, settings, workers=workers, replace="always" if overwrite else "never")
+        print(summary(settings, target, len(hr), samples, packed))
 
 
 def realsr_pairs(raw: Path, split: str, scale: int) -> tuple[list[Path], list[Path]]:

@@ -1,31 +1,39 @@
 """The training and sampling that all diffusion methods share."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 from warnings import warn
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from datamodules.batch import Batch
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.guidance import Guidance
 from lightning_modules.diffusion.parameterization import Noised, Parameterization
-from lightning_modules.diffusion.process import Process, expand, table_time
+from lightning_modules.diffusion.process import Process, expand
 from lightning_modules.diffusion.randomness import KeyedNoise
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Space
 from lightning_modules.diffusion.tiling import Tiles
-from lightning_modules.diffusion.yoda import YODA, Fill
-from lightning_modules.super_resolver import SuperResolver
-
-Module = TypeVar("Module", bound=nn.Module)
+from lightning_modules.diffusion.yoda import YODA, Fill, NeverDiffused
+from lightning_modules.super_resolver import (
+    SuperResolver,
+    UnusableImage,
+    in_memory_format,
+    is_out_of_memory,
+    pad_to_stride,
+)
 
 LARGE = 2048 * 2048  # pixels of an enlarged image, above which prediction recommends tiles
 TILE = 512  # pixels a side that it recommends
+SMALLEST_TILES = 4  # strides a side of the smallest tiles that are tried when memory is short
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,9 @@ class DiffusionModule(SuperResolver):
     Lightning's `setup`, which loads what is needed before training.
 
     Args:
-        network: `forward(x [B,C,h,w], label [B], **condition) -> [B,C,h,w]`, with an int attribute `stride`, and an
-            attribute `conditioning` that says which `label` of the parameterization it expects.
+        network: `forward(x [B,C,h,w], label [B], **condition) -> [B,C,h,w]`, with an int attribute `stride`, an
+            attribute `conditioning` that says which `label` of the parameterization it expects, and an attribute
+            `global_statistics` that is true where it normalises or attends over the whole state.
         process: The forward process.
         parameterization: What the network reads and writes.
         space: Where diffusion runs.
@@ -74,7 +83,7 @@ class DiffusionModule(SuperResolver):
         overlap: Overlap of neighbouring tiles, in pixels of the enlarged image.
 
     Raises:
-        ValueError: `draws` is below 1, the tiles do not fit the network, network and parameterization disagree on what
+        ValueError: `draws` is below 1, tiles do not fit the network, network and parameterization disagree on what
             tells the time, or `condition_on` is given to a method that decides itself.
     """
 
@@ -102,7 +111,7 @@ class DiffusionModule(SuperResolver):
             raise ValueError(f"draws must be at least 1, got {draws}")
         if condition_on != "up" and self.chooses_condition:
             raise ValueError(f"{type(self).__name__} decides itself what its network is shown; leave condition_on out")
-        check_label(network, parameterization)
+        parameterization.check(network)
         sampler.grid(process)  # refuses an impossible pair now and not at the first validation
 
         self.save_hyperparameters()
@@ -117,6 +126,9 @@ class DiffusionModule(SuperResolver):
         has_null = type(self).null_condition is not DiffusionModule.null_condition
         for correction in self.guidance:
             correction.check(network, null_condition=has_null)
+        if region is not None:
+            region.check(network, tiled=tile is not None, compiled=compile)
+        self.never_diffused = NeverDiffused()
         if compile:
             self.network.compile()
 
@@ -180,8 +192,8 @@ class DiffusionModule(SuperResolver):
         noised = self.noised(batch, anchor)
         shown, mask = noised.x_t, None
         if self.region is not None:
-            attention = self._attention(self.region, batch, noised.x0)
-            mask = self.region.mask(attention, table_time(self.process, noised.t))
+            attention = self._attention(self.region, batch)
+            mask = self.region.mask(attention, self.process.run_share(noised.t))
             shown = self.region.training_input(self.process, noised, mask)
 
         output = self.denoiser(self.condition(batch, anchor), anchor).output(shown, noised.t)
@@ -204,10 +216,6 @@ class DiffusionModule(SuperResolver):
         if result.mask is not None:
             self.log("train/active_fraction", result.mask.mean(), batch_size=size)
         return {"loss": torch.stack(list(result.losses.values())).sum(), "t": result.noised.t}
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The configured optimizer over the trainable parameters; its scheduler counts steps."""
-        return configure(self, self.optimizer, self.lr_scheduler)
 
     # Sampling.
 
@@ -235,8 +243,18 @@ class DiffusionModule(SuperResolver):
         """The sampler's name and the suffixes of the method, such as "relayheun-7-below-0.9+back-projection"."""
         return "+".join([self.sampler.name(self.process), *self.protocol_suffixes])
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
-        """See `SuperResolver.predict_step`; warns before a large image, and recommends tiles."""
+    @property
+    def padded_to(self) -> int:
+        """See `SuperResolver.padded_to`: some networks need more than one multiple of their stride."""
+        least: int = cast(Any, getattr(self.network, "smallest", self.network.stride))
+        return least * self.space.factor
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """See `SuperResolver.predict`; what does not fit the memory is tried again in smaller and smaller tiles.
+
+        Raises:
+            UnusableImage: it does not fit in the smallest tiles either.
+        """
         height, width = batch["up"].shape[-2:]
         if self.tiles is None and height * width > LARGE:
             warn(
@@ -244,7 +262,35 @@ class DiffusionModule(SuperResolver):
                 f"--model.init_args.tile {TILE} enlarges such images tile by tile, with slightly different results",
                 stacklevel=2,
             )
-        return super().predict_step(batch, batch_idx)
+        configured = self.tiles
+        try:
+            for tiles in (configured, *self._smaller_tiles(batch)):
+                self.tiles = tiles
+                try:
+                    return super().predict(batch)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                # Outside of the handler, whose traceback holds the tensors.
+                torch.cuda.empty_cache()
+                shown = "at once" if tiles is None else f"in tiles of {tiles.side * self.space.factor} pixels"
+                rank_zero_warn(f"{batch['key'][0]}: {width}x{height} pixels {shown} do not fit the memory")
+        finally:
+            self.tiles = configured
+        raise UnusableImage(
+            f"{', '.join(batch['key'])}: {width}x{height} pixels do not fit the memory, in small tiles neither; "
+            "enlarge parts of the image, or use a device with more memory"
+        )
+
+    def _smaller_tiles(self, batch: Batch) -> Iterator[Tiles]:
+        """Tiles smaller than the configured ones and than the image, each half as large as the one before."""
+        height, width = batch["up"].shape[-2:]
+        unit = math.lcm(self.stride, width // batch["lr"].shape[-1])
+        side = TILE if self.tiles is None else self.tiles.side * self.space.factor // 2
+        while side >= SMALLEST_TILES * unit:
+            if side < max(height, width):
+                yield self._tiles(side // unit * unit, side // 8 // unit * unit)
+            side //= 2
 
     def denoiser(self, condition: Mapping[str, Tensor], anchor: Tensor, **fields: Any) -> Denoiser:
         """The denoiser of one batch, as training uses it: without tiles, guidance or bound.
@@ -264,12 +310,22 @@ class DiffusionModule(SuperResolver):
             **fields,
         )
 
-    def prepare(self, batch: Batch) -> tuple[Batch, Denoiser, KeyedNoise, Fill | None]:
+    def prepare(self, batch: Batch, sampler: Sampler | None = None) -> tuple[Batch, Denoiser, KeyedNoise, Fill | None]:
         """All that a sampler needs for a batch: the batch with its start image, denoiser, noise, and YODA's fill.
 
         Conditions are computed here, once.
+
+        Args:
+            batch: Images whose sides are multiples of `stride`.
+            sampler: Which it is, where it replaces the configured one.
         """
         batch, anchor = self.anchored(batch)
+        activity = fill = None
+        if self.region is not None:
+            attention = self._attention(self.region, batch)
+            activity = self.region.activity(self.process, attention, (sampler or self.sampler).grid(self.process))
+            noise = KeyedNoise.of(batch["key"], "region", self.device)
+            fill = self.region.fill(self.process, anchor, activity, noise)
         denoiser = self.denoiser(
             self.condition(batch, anchor),
             anchor,
@@ -277,49 +333,50 @@ class DiffusionModule(SuperResolver):
             guidance=tuple(self.guidance),
             bound=self.space.bound,
             tiles=self.tiles,
+            activity=activity,
         )
-        fill = None
-        if self.region is not None:
-            noise = KeyedNoise.of(batch["key"], "region", self.device)
-            fill = self.region.fill(self.process, anchor, self._attention(self.region, batch, anchor), noise)
         return batch, denoiser, KeyedNoise.of(batch["key"], "sampler", self.device), fill
 
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
         """Samples a state from the anchor and decodes it."""
-        batch, denoiser, randn, fill = self.prepare(batch)
-        return self.decode((sampler or self.sampler)(denoiser, randn, fill), batch)
+        sampler = sampler or self.sampler
+        batch, denoiser, randn, fill = self.prepare(batch, sampler)
+        state = sampler(denoiser, randn, fill)
+        if fill is not None:
+            self.never_diffused.note(fill.never_diffused, batch["key"])
+        return self.decode(state, batch)
 
-    def _attention(self, region: YODA, batch: Batch, state: Tensor) -> Tensor:
-        """The map on the state's grid, `[B,1,h,w]`."""
-        return region.attend(batch["lr"], size=(state.shape[-2], state.shape[-1]), stored=batch.get("attention"))
+    def on_validation_epoch_end(self) -> None:
+        """Logs the share of the pixels that YODA's mask never let diffuse."""
+        if self.region is not None:
+            self.log("val/never_diffused", self.never_diffused)
+
+    def on_test_epoch_end(self) -> None:
+        """As `on_validation_epoch_end`."""
+        if self.region is not None:
+            self.log("test/never_diffused", self.never_diffused)
+
+    def on_predict_epoch_end(self) -> None:
+        """Says what validation logs, of this process's images: another may have none, and would not be here."""
+        if self.region is not None:
+            rank_zero_info(f"never diffused: {self.never_diffused.own():.2%} of the pixels, which stay as enlarged")
+
+    def _attention(self, region: YODA, batch: Batch) -> Tensor:
+        """The map on the grid of the states, `[B,1,h,w]`."""
+        height, width = batch["up"].shape[-2:]
+        return region.attend(
+            batch["lr"],
+            size=(height, width),
+            factor=self.space.factor,
+            name=batch["key"][0],
+            stored=batch.get("attention"),
+        )
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """The attention map, and its mask at a few times, where a region is set."""
-        return {} if self.region is None else self.region.preview(self._attention(self.region, batch, batch["up"]))
-
-
-def check_label(network: nn.Module, parameterization: Parameterization) -> None:
-    """Checks that the parameterization gives the noise label that the network was built for.
-
-    Raises:
-        ValueError: `label` and `conditioning` differ.
-    """
-    expected, label = getattr(network, "conditioning", None), getattr(parameterization, "label", None)
-    if expected is not None and label != expected:
-        raise ValueError(f"the network has conditioning: {expected}, but the parameterization has label: {label}")
-
-
-def configure(
-    module: nn.Module, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
-) -> OptimizerLRScheduler:
-    """An optimizer over the module's trainable parameters, and a scheduler that counts steps."""
-    built = optimizer(parameter for parameter in module.parameters() if parameter.requires_grad)
-    if lr_scheduler is None:
-        return built
-    return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}
-
-
-def in_memory_format(module: Module, memory_format: torch.memory_format) -> Module:
-    """The same module, with the weights of its convolutions converted to a memory format."""
-    # The stub of Module.to lacks the overload that takes a memory format alone.
-    return cast(Module, module.to(memory_format=memory_format))  # type: ignore[call-overload]
+        if self.region is None:
+            return {}
+        attention = self._attention(self.region, pad_to_stride(batch, self.stride))
+        enlarged = interpolate(attention, scale_factor=float(self.space.factor), mode="nearest")
+        height, width = batch["up"].shape[-2:]
+        return self.region.preview(enlarged[..., :height, :width])

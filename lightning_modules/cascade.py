@@ -1,15 +1,19 @@
 """Several trained methods in a row, each of which enlarges what the one before it made."""
 
+from collections.abc import Mapping
 from math import prod
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from datamodules.batch import Batch, make_batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import CheckpointError, data_config, read_checkpoint
+from lightning_modules.checkpoint import CheckpointError, data_config, no_file, read_checkpoint
 from lightning_modules.config import load_method
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.super_resolver import SuperResolver
+
+NO_STAGES = "stages: a cascade needs checkpoints, such as '[FIRST.ckpt, SECOND.ckpt]'"
 
 
 class Cascade(SuperResolver):
@@ -33,7 +37,7 @@ class Cascade(SuperResolver):
     def __init__(self, stages: list[str], generate: bool = False, samplers: list[Sampler | None] | None = None) -> None:
         super().__init__()
         if not stages:
-            raise ValueError("stages: a cascade needs checkpoints, such as '[FIRST.ckpt, SECOND.ckpt]'")
+            raise ValueError(NO_STAGES)
         self.samplers = samplers or [None] * len(stages)
         if len(self.samplers) != len(stages):
             raise ValueError(f"samplers: {len(self.samplers)} for {len(stages)} stages; give one, or null, for each")
@@ -47,6 +51,17 @@ class Cascade(SuperResolver):
         self.generate = generate
         if generate:
             self.data[0]["scale"] = 1
+            cast(SuperResolver, self.stages[0]).trained_scale = 1
+
+    @classmethod
+    def missing(cls, arguments: Mapping[str, Any], **_: Any) -> str | None:
+        """See `look_ahead.Part.missing`: the stages."""
+        if not arguments["stages"]:
+            return NO_STAGES
+        option = "one of --model.init_args.stages"
+        return (
+            "; ".join(filter(None, (no_file(path, "a trained method", option) for path in arguments["stages"]))) or None
+        )
 
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
         """Passes the images through every stage.

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -11,10 +12,12 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_modules.published.basicsr_names import rrdb
 from lightning_modules.super_resolver import SuperResolver
+from lightning_modules.whole_file import whole_file
 
 
 class CheckpointError(ValueError):
@@ -30,13 +33,18 @@ def asking_for(what: str, option: str) -> Iterator[None]:
         raise CheckpointError(f"{error}; give {what} as {option}") from error
 
 
+def no_file(path: str, what: str, option: str) -> str | None:
+    """What to do about a file that a part needs and that is not there; None where it is."""
+    return None if Path(path).is_file() else f"{path}: no such checkpoint; give {what} as {option}"
+
+
 def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
     """Reads a `.ckpt`, `.pth` or `.safetensors` file without executing anything stored in it.
 
     Args:
         path: The file.
         weights: False leaves the tensors in the file, from which they are read when they are used: for one who only
-            wants to know what the checkpoint says of itself.
+            wants to know what the checkpoint says of itself. Checksums are then not compared.
 
     Raises:
         CheckpointError: the file is absent, damaged, or holds more than tensors and plain values.
@@ -46,11 +54,13 @@ def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    zipped = zipfile.is_zipfile(path)  # older files are not, and can neither be mapped nor checked
+    if weights and zipped:
+        check(path)
     try:
-        lazily = not weights and zipfile.is_zipfile(path)  # older files cannot be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and not weights)
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path) or _first_byte(path) == b"\x80":  # a pickle, new or old form
+        if zipped or _first_byte(path) == b"\x80":  # a pickle, new or old form
             raise CheckpointError(
                 f"{path}: holds Python objects beside tensors and plain values, and is not loaded because unpickling "
                 "them could execute code. Where that can do no harm, in a container without network and without your "
@@ -63,6 +73,21 @@ def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def check(path: Path) -> None:
+    """Compares the checksums that a checkpoint holds of its parts; torch does not when it reads them.
+
+    Raises:
+        CheckpointError: it was not written to its end, or bytes of it have changed since.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: is damaged or was not written to its end ({_first(error)})") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: is damaged: the checksum of its part {damaged} is another")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -173,8 +198,20 @@ def write_checkpoint(model: SuperResolver, config: Mapping[str, Any], path: str 
         "hyper_parameters": {"_class_path": config["model"]["class_path"], **config["model"].get("init_args", {})},
         "datamodule_hyper_parameters": {"_class_path": data.get("class_path"), **data.get("init_args", {})},
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, path)
+    save(content, Path(path))
+
+
+def save(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a checkpoint, which appears when it is complete.
+
+    Raises:
+        OSError: it cannot be written; the message names it, and a file that was there before is untouched.
+    """
+    with whole_file(path) as part, part.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer, when the disk is full
+            raise OSError(_first(error)) from error
 
 
 def newest(root: Path, kind: str) -> Path:
@@ -182,20 +219,34 @@ def newest(root: Path, kind: str) -> Path:
 
     Args:
         root: Folder of an experiment, whose runs are its subfolders.
-        kind: "last" for the newest `last.ckpt`, "best" for the one that the newest run's monitored metric prefers.
+        kind: "last" for the newest checkpoint that can be read, "best" for the one that the newest run's monitored
+            metric prefers.
 
     Raises:
         CheckpointError: there is none, or the run monitored nothing.
     """
     found = [path for pattern in ("checkpoints", "*/checkpoints") for path in root.glob(f"{pattern}/*.ckpt")]
-    runs = {path.parent.resolve() for path in found}  # `last` is another name of one of them
-    last = [path for run in runs for path in run.glob("last*.ckpt")]
-    if not last:
+    if not found:
         raise CheckpointError(f"{root}: no run there has a checkpoints/last.ckpt; name the experiment or a file")
-    path = max(last, key=_written)
-    if kind == "best":
-        path = _best(path.parent)
+    run = max(found, key=_written).parent.resolve()  # `last` is another name of one of them
+    path = _best(run) if kind == "best" else newest_whole(run)
     return Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
+
+
+def newest_whole(run: Path) -> Path:
+    """The newest checkpoint of a folder that can be read; those that cannot are named.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for path in sorted(run.glob("*.ckpt"), key=_written, reverse=True):
+        try:
+            check(path)
+        except CheckpointError as error:
+            rank_zero_warn(f"{error}; the checkpoint before it is taken")
+        else:
+            return path
+    raise CheckpointError(f"{run}: holds no checkpoint that can be read; name a file, or begin a new run")
 
 
 def _best(run: Path) -> Path:
@@ -217,5 +268,6 @@ def _best(run: Path) -> Path:
     )
 
 
-def _written(path: Path) -> float:
-    return path.stat().st_mtime
+def _written(path: Path) -> tuple[float, bool]:
+    """When a checkpoint was written; `last.ckpt` comes after another of the same moment."""
+    return path.stat().st_mtime, path.stem == "last"

@@ -20,7 +20,15 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_modules.checkpoint import CheckpointError, data_config, model_config, newest, read_checkpoint
+from lightning_modules.checkpoint import (
+    CheckpointError,
+    data_config,
+    model_config,
+    newest,
+    newest_whole,
+    read_checkpoint,
+)
+from lightning_modules.cluster import job
 from lightning_modules.config_errors import ConfigError, Source, cause, explain, parse, with_option
 from lightning_modules.super_resolver import SuperResolver
 
@@ -29,6 +37,8 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 FOLDER = "datamodules.folder.Folder"
 WRITER = "callbacks.prediction_writer.PredictionWriter"
+WRITER_FLAGS = ("skip_existing", "overwrite")
+_OF_THE_MODEL = ("scale", "up_kernel")  # arguments of data that a model depends on
 RUNS = "trainer.logger.init_args"  # where an experiment's runs are: its save_dir and name
 
 
@@ -101,6 +111,8 @@ class CommandLine:
         asked: What `--input` and `--output` say, as a config.
         options: Single options as typed.
         trained_scale: The scale that the checkpoint was trained for, if it says so.
+        run: Name of the run's folder below the experiment's, where the run goes on in its folder or a scheduler's job
+            names it; None for a new one.
     """
 
     command: str
@@ -111,6 +123,7 @@ class CommandLine:
     asked: dict[str, Any]
     options: list[str]
     trained_scale: int | None
+    run: str | None
 
     def flags(self) -> list[str]:
         """What the parser is given after the command's name, least binding first."""
@@ -145,6 +158,13 @@ def take_option(arguments: list[str], *names: str) -> list[str]:
     return values
 
 
+def take_flag(arguments: list[str], name: str) -> bool:
+    """Removes a flag without a value from `arguments`; returns whether it was there."""
+    there = name in arguments
+    arguments[:] = [argument for argument in arguments if argument != name]
+    return there
+
+
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
     """Reads all that a command line names: config files, and the checkpoint, once.
 
@@ -157,24 +177,25 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     """
     command, options = arguments[0], list(arguments[1:])
     configs = [Path(path).expanduser() for path in take_option(options, "--config", "-c")]
-    asked = _asked_config(take_option(options, "--input"), take_option(options, "--output"))
+    flags = [name for name in WRITER_FLAGS if command == "predict" and take_flag(options, f"--{name}")]
+    asked = _asked_config(take_option(options, "--input"), take_option(options, "--output"), flags)
     default = CONFIGS / "command" / f"{command}.yaml"
     defaults = list(layers(default)) if default.is_file() else []
     files = [*defaults, *(layer for config in configs for layer in layers(config))]
 
     experiment = configs[0].stem if configs else command
     given = _Given([read_yaml(file) for file in files], options)
-    path = _checkpoint_path(given, experiment)
+    path, folder = _checkpoint_path(given, experiment, command)
     stored: dict[str, Any] = {}
     scale = None
     if path is not None:
         checkpoint = read_checkpoint(path, weights=False)
-        stored = stored_config(checkpoint, path, command, given.class_path("data"))
+        stored = stored_config(checkpoint, path, command, given)
         scale = data_config(checkpoint).get("scale")
     take_option(options, "--ckpt_path")
     if path is not None:
         options.append(f"--ckpt_path={path}")
-    return CommandLine(command, experiment, files, len(defaults), stored, asked, options, scale)
+    return CommandLine(command, experiment, files, len(defaults), stored, asked, options, scale, folder)
 
 
 @dataclass(frozen=True)
@@ -203,43 +224,87 @@ class _Given:
         return value if isinstance(value, str) else None
 
 
-def _checkpoint_path(given: _Given, experiment: str) -> str | None:
-    """The checkpoint that `ckpt_path` names; "last" and "best" are looked for below the experiment's folder."""
-    path = given.last("ckpt_path")
-    if path in (None, "null"):
-        return None
-    if path not in ("last", "best"):
-        return str(Path(path).expanduser())
+def _checkpoint_path(given: _Given, experiment: str, command: str) -> tuple[str | None, str | None]:
+    """The checkpoint to read, and the name of the run's folder below the experiment's, None for a new one.
+
+    "last" and "best" are looked for in the experiment's folder. Training goes on in the folder of the run whose newest
+    checkpoint is given; with an older one, or with another experiment's, a run of its own begins. In a scheduler's job
+    the job names the folder, and the checkpoints in it come before what is given, which is repeated when the scheduler
+    starts the job again.
+    """
     base = _Given([read_yaml(CONFIGS / "base.yaml"), *given.contents], given.options)
     name = base.last(f"{RUNS}.name")
     if name is None or "${" in name:  # base.yaml refers to the experiment
         name = given.last("experiment") or experiment
-    found = newest(Path(base.last(f"{RUNS}.save_dir")).expanduser() / name, path)
-    rank_zero_info(f"--ckpt_path {path}: {found}")
-    return str(found)
+    root = Path(base.last(f"{RUNS}.save_dir")).expanduser() / name
+
+    path, folder = given.last("ckpt_path"), job() if command == "fit" else None
+    if folder is not None and any((root / folder / "checkpoints").glob("*.ckpt")):
+        found = newest_whole(root / folder / "checkpoints")
+        rank_zero_info(f"{root / folder}: the run goes on from {found.name}")
+        return str(found), folder
+    if path in (None, "null"):
+        return None, folder
+
+    found = newest(root, path) if path in ("last", "best") else Path(path).expanduser()
+    if path in ("last", "best"):
+        rank_zero_info(f"--ckpt_path {path}: {found}")
+    if command == "fit" and path != "best" and root.is_dir():
+        folder = _run_of(found.resolve(), root.resolve(), only_newest=path != "last") or folder
+    if folder is not None:
+        rank_zero_info(f"{root / folder}: the run goes on there")
+    return str(found), folder
 
 
-def stored_config(checkpoint: Mapping[str, Any], path: str, command: str, data: str | None) -> dict[str, Any]:
+def _run_of(checkpoint: Path, root: Path, only_newest: bool) -> str | None:
+    """The folder below `root` of the run that a checkpoint belongs to; None for one of another experiment."""
+    run = checkpoint.parent.parent
+    if checkpoint.parent.name != "checkpoints" or root not in (run, run.parent) or not checkpoint.is_file():
+        return None
+    if only_newest and checkpoint != newest_whole(checkpoint.parent):
+        return None
+    return "" if run == root else run.name
+
+
+def stored_config(checkpoint: Mapping[str, Any], path: str, command: str, given: _Given) -> dict[str, Any]:
     """What a checkpoint says of model and data.
 
     Args:
         checkpoint: Its content.
         path: Where it was read, for messages.
         command: The command it is read for. Images to enlarge are the user's, whatever it was trained on.
-        data: The class of data that is asked for, if any. Of other data than the checkpoint's own only how images are
-            enlarged is taken over, which belongs to the model.
+        given: What the command line says itself. Of other data than the checkpoint's own only how images are enlarged
+            is taken over, which belongs to the model: a benchmark's settings are its own.
     """
     stored: dict[str, Any] = {"model": without_defaults(model_config(checkpoint, path))}
     arguments = data_config(checkpoint)
     trained_on = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")
-    if command == "predict" or data not in (None, trained_on):
-        arguments = {key: arguments[key] for key in ("scale", "up_kernel") if key in arguments}
-        trained_on = data or FOLDER
+    named = given.class_path("data")
+    if command == "predict" or _is_other_data(command, trained_on, arguments, given):
+        dropped = sorted(arguments.keys() - set(_OF_THE_MODEL))
+        if named is None and dropped and command != "predict":
+            rank_zero_info(f"{path}: was trained on other data; not taken over from there: {', '.join(dropped)}")
+        arguments = {key: arguments[key] for key in _OF_THE_MODEL if key in arguments}
+        trained_on = named or (FOLDER if command == "predict" else trained_on)
         if "scale" in arguments and trained_on == FOLDER:
             arguments["crop"] = arguments["scale"]  # nothing is cropped, but 160 is no multiple of 3
     if trained_on is not None:
         stored["data"] = {"class_path": trained_on, "init_args": arguments}
     return stored
+
+
+def _is_other_data(command: str, trained_on: str | None, arguments: Mapping[str, Any], given: _Given) -> bool:
+    """Whether a command line names other data than a checkpoint's own.
+
+    A class that is named is meant as the config describes it, except that a training goes on with what it had. Without
+    a class, another folder or another name of a set means another data set.
+    """
+    named = given.class_path("data")
+    if named is not None and (command != "fit" or named != trained_on):
+        return True
+    own = signature(cast(Any, locate(trained_on))).parameters if trained_on else {}
+    asked = {name: given.last(f"data.init_args.{name}") for name in own if name not in (*_OF_THE_MODEL, "options")}
+    return any(value is not None and str(value) != str(arguments.get(name)) for name, value in asked.items())
 
 
 def without_defaults(part: Any) -> Any:
@@ -262,8 +327,8 @@ def without_defaults(part: Any) -> Any:
     return {**part, "init_args": given}
 
 
-def _asked_config(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, Any]:
-    """What `--input` and `--output` say, as a config.
+def _asked_config(inputs: Sequence[str], outputs: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:
+    """What `--input`, `--output` and the writer's flags say, as a config.
 
     Raises:
         ConfigError: there are several outputs.
@@ -274,8 +339,9 @@ def _asked_config(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, An
     if inputs:
         images = inputs[0] if len(inputs) == 1 else list(inputs)
         config["data"] = {"class_path": FOLDER, "init_args": {"predict": images}}
-    if outputs:
-        writer = {"class_path": WRITER, "init_args": {"folder": outputs[0]}}
+    if outputs or flags:
+        folder = {"folder": outputs[0]} if outputs else {}
+        writer = {"class_path": WRITER, "init_args": folder | dict.fromkeys(flags, True)}
         config["trainer"] = {"callbacks": [writer]}
     return config
 
@@ -314,7 +380,15 @@ def configured_model(path: str | Path) -> tuple[SuperResolver, dict[str, Any]]:
     """
     parser = ArgumentParser(**PARSER)
     parser.add_argument("--config", action="config")
-    for passed_over in ("compose", "experiment", "seed_everything", "trainer", "ckpt_path", "weights_only"):
+    for passed_over in (
+        "compose",
+        "experiment",
+        "checkpoint_every",
+        "seed_everything",
+        "trainer",
+        "ckpt_path",
+        "weights_only",
+    ):
         parser.add_argument(f"--{passed_over}", type=Any)
     parser.add_subclass_arguments(SuperResolver, "model")
     parser.add_subclass_arguments(LightningDataModule, "data")
@@ -392,4 +466,5 @@ def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperRe
         model.load_state_dict(checkpoint["state_dict"])
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    model.trained_scale = data_config(checkpoint).get("scale")
     return model.eval().to(device)

@@ -1,20 +1,22 @@
 """DoSSR: diffusion whose mean shifts from the clean to the degraded image, where sampling starts (arXiv:2409.17778)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from datamodules.batch import Batch
-from lightning_modules.base import DiffusionModule, in_memory_format
-from lightning_modules.checkpoint import asking_for, load_network
+from lightning_modules.base import DiffusionModule
+from lightning_modules.checkpoint import asking_for, load_network, no_file
 from lightning_modules.diffusion.color_fix import ColorFix, fix_color
 from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.networks.rrdb import RRDBNet
-from lightning_modules.networks.sd21 import OPTION, ControlledUNet
+from lightning_modules.networks.sd21 import ControlledUNet
+from lightning_modules.super_resolver import in_memory_format
 
-RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases"
+RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases", "--model.init_args.restorer_weights"
 
 
 class DoSSR(DiffusionModule):
@@ -51,10 +53,15 @@ class DoSSRStableDiffusion(DiffusionModule):
     ) -> None:
         super().__init__(**diffusion)
         check_predicts_noise(self.network.weights)
-        with asking_for(RESTORER, "--model.init_args.restorer_weights"):
+        with asking_for(*RESTORER):
             load_network(restorer, restorer_weights)
         self.restorer = in_memory_format(restorer, self.memory_format).requires_grad_(False)
         self.color_fix = color_fix
+
+    @classmethod
+    def missing(cls, arguments: Mapping[str, Any], **_: Any) -> str | None:
+        """See `look_ahead.Part.missing`: the restorer's weights."""
+        return no_file(arguments["restorer_weights"], *RESTORER)
 
     @torch.no_grad()
     def start_image(self, batch: Batch) -> Tensor:
@@ -107,6 +114,6 @@ def check_predicts_noise(weights: str) -> None:
     predicted = scheduler.get("prediction_type", "epsilon")
     if predicted != "epsilon":
         raise ValueError(
-            f"{weights}/scheduler: the prediction_type of these weights is {predicted}, but DoSSR needs weights that "
-            f"predict noise (epsilon), such as stable-diffusion-2-1-base: give those as {OPTION}"
+            f"weights: {weights}/scheduler: the prediction_type of these weights is {predicted}, but DoSSR needs "
+            "weights that predict noise (epsilon), such as stable-diffusion-2-1-base: give those as `weights`"
         )

@@ -1,34 +1,46 @@
 """`lightning fit | validate | test | predict`: Lightning's command line over methods and data sets."""
 
 import argparse
-import contextlib
 import logging
+import os
 import re
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 
 from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_modules.checkpoint import CheckpointError
-from lightning_modules.config import PARSER, CommandLine, read_command_line
+from lightning_modules.checkpoint_io import WholeCheckpointIO
+from lightning_modules.cluster import processes, under_slurm
+from lightning_modules.config import PARSER, CommandLine, read_command_line, take_option
 from lightning_modules.config_errors import ConfigError, Source, cause, parse, with_option
+from lightning_modules.look_ahead import lacking
+from lightning_modules.run_log import RunLog
 from lightning_modules.super_resolver import SuperResolver
+from lightning_modules.verify_resume import verify
+from lightning_modules.whole_file import whole_file
 
+WANDB_ID = "wandb_id.txt"  # in the run's folder: the id of its W&B run
 DESCRIPTIONS = {
     "fit": "Trains a method: --config EXPERIMENT.yaml, further --config files laid over it, single options. With "
     "--ckpt_path a run goes on; `last` is the newest last.ckpt of the experiment, `best` its best by the monitored "
-    "metric.",
+    "metric. --verify_resume N trains N steps twice, once with a kill amid them, and compares.",
     "validate": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on its validation data.",
     "test": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on test data, such as --config "
     "configs/data/set5.yaml.",
-    "predict": "Enlarges images: --ckpt_path CHECKPOINT --input IMAGE_OR_FOLDER [--input MORE] --output FOLDER. "
+    "predict": "Enlarges images: --ckpt_path CHECKPOINT --input IMAGE_OR_FOLDER [--input MORE] --output FOLDER "
+    "[--skip_existing | --overwrite]. "
     "--input and --output are short for the options of datamodules.folder.Folder and "
     "callbacks.prediction_writer.PredictionWriter.",
 }
@@ -45,30 +57,40 @@ class SaveConfig(SaveConfigCallback):
         """Waits: the data are not looked at yet."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes `config.yaml` into the run's folder, and tells loggers elsewhere."""
-        super().setup(trainer, pl_module, "fit")
-        if trainer.is_global_zero and isinstance(trainer.logger, CSVLogger):
-            name_newest(Path(trainer.logger.log_dir), Path(trainer.logger.root_dir))
+        """Writes `config.yaml` into the run's folder, and tells loggers elsewhere; a resumed run repeats some lines."""
+        self._begin(trainer, pl_module, "fit")
+        logger = trainer.logger
+        if isinstance(logger, RunLog):
+            logger.keep_until(trainer.fit_loop.epoch_loop._batches_that_stepped)
+        if trainer.is_global_zero and isinstance(logger, CSVLogger):
+            name_newest(Path(logger.log_dir), Path(logger.root_dir))
+            for other in trainer.loggers:
+                if isinstance(other, WandbLogger) and other.version is not None:
+                    (Path(logger.log_dir) / WANDB_ID).write_text(f"{other.version}\n")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As `on_train_start`, where validation is all that is done."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            super().setup(trainer, pl_module, "validate")
+            self._begin(trainer, pl_module, "validate")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As `on_train_start`."""
-        super().setup(trainer, pl_module, "test")
+        self._begin(trainer, pl_module, "test")
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = trainer.log_dir  # a collective call
+        super().setup(trainer, pl_module, stage)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Removes the empty folder that Lightning made for a run which then did not begin."""
-        if self.already_saved or not trainer.is_global_zero or not isinstance(trainer.logger, CSVLogger):
-            return
-        with contextlib.suppress(OSError):  # it holds something
-            Path(trainer.logger.log_dir).rmdir()
-            Path(trainer.logger.root_dir).rmdir()
+        """Removes the empty folder that was made for a run which then did not begin."""
+        if not self.already_saved and trainer.is_global_zero and isinstance(trainer.logger, RunLog):
+            trainer.logger.give_up()
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the config to every logger whose folder does not hold it already."""
+        """Writes the config, and gives it to every logger whose folder does not hold it already."""
+        if self.folder is not None:
+            with whole_file(Path(self.folder) / self.config_filename) as part:
+                self.parser.save(self.config, part, skip_none=False, overwrite=True, multifile=False)
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):
                 logger.log_hyperparams(self.config.as_dict())
@@ -108,16 +130,17 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             parser_kwargs={**PARSER, **commands},
             save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={"enable_autolog_hparams": False},  # `SaveConfig` does it, once the run has begun
             args=[line.command, *line.flags()],
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `compose` and `experiment`."""
+        """Adds `compose`, `experiment` and `checkpoint_every`."""
         # Without help an argument is not written to configs, which therefore stand alone: `compose` has been followed.
         parser.add_argument("--compose", type=list[str], default=[], help=argparse.SUPPRESS)
         parser.add_argument("--experiment", type=str, default="experiment", help="Name of the folder below runs/.")
+        parser.add_argument("--checkpoint_every", type=int | None, default=None, help="Steps between checkpoints.")
 
     def parse_arguments(self, parser: ArgumentParser, args: ArgsType) -> None:
         """Parses the layers.
@@ -133,35 +156,29 @@ class CLI(LightningCLI):
         """Nothing: the checkpoint's arguments were the first layer, so that all others beat them."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuses data that are missing, or of another scale than the checkpoint was trained for.
+        """Refuses data of another scale than the checkpoint's, sets `checkpoint_every`, looks ahead for what lacks.
 
         Raises:
-            FileNotFoundError: the data do not exist.
             CheckpointError: the scales disagree.
+            ConfigError: nothing writes checkpoints by steps; or this machine lacks something that the experiment needs,
+                all of which is listed.
         """
-        self._look_for_data()
         config, trained = self.config[self.config.subcommand], self.line.trained_scale
         scale = config.get("data.init_args.scale")
         if None not in (trained, scale) and trained != scale:
             raise CheckpointError(
                 f"{config.ckpt_path}: was trained for x{trained}, but the data is configured for x{scale}"
             )
+        if config.get("checkpoint_every") is not None:
+            set_checkpoint_every(config.trainer.callbacks, config.checkpoint_every)
 
-    def _look_for_data(self) -> None:
-        """Builds the data of a test alone and looks for its images, before a model is loaded.
-
-        Raises:
-            FileNotFoundError: there are none; the message says which command gets them and what is accepted.
-        """
-        if self.config.subcommand != "test" or self.config["test"].get("data") is None:
-            return
-        parser = LightningArgumentParser(**PARSER)
-        parser.add_subclass_arguments(LightningDataModule, "data")
-        alone = Namespace(data=self.config["test"].data)  # type: ignore[no-untyped-call]
-        data = parser.instantiate_classes(alone).data
-        makes_its_own = type(data).prepare_data is not LightningDataModule.prepare_data
-        if hasattr(data, "source") and not makes_its_own:
-            data.source("test")
+        splits = {"fit": ["train", "val"], "validate": ["val"]}.get(self.line.command, [self.line.command])
+        if config.trainer.limit_val_batches == 0:
+            splits = [split for split in splits if split != "val"]
+        fresh = self.line.command == "fit" and config.ckpt_path is None
+        problems = lacking(config.as_dict(), splits=splits, fresh=fresh)
+        if problems:
+            raise ConfigError("this machine lacks what the experiment needs:\n  " + "\n  ".join(problems))
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer.
@@ -178,6 +195,23 @@ class CLI(LightningCLI):
                 raise ConfigError(text) from error
             original.args = (text,)
             raise original from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer, which writes whole checkpoints and resumes where this run was."""
+        config = self._get(self.config_init, "trainer")
+        configured = config.plugins or []
+        plugins = [*(configured if isinstance(configured, list) else [configured]), WholeCheckpointIO()]
+        if under_slurm() and SLURMEnvironment.detect():
+            # `callbacks.interruptions` requeues; Lightning's handler also runs in data workers, with their old state.
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        kwargs |= {"plugins": plugins, **started_processes(config)}
+
+        loggers = config.logger if isinstance(config.logger, list) else [config.logger]
+        for logger in loggers:
+            if isinstance(logger, RunLog) and self.line.run is not None:
+                logger.go_on_in(self.line.run)
+                same_wandb_run(Path(logger.log_dir))
+        return super().instantiate_trainer(**kwargs)
 
     def before_test(self) -> None:
         """Refuses a model that nobody trained, whose results would look like any other's.
@@ -196,11 +230,56 @@ class CLI(LightningCLI):
     before_validate = before_predict = before_test
 
     def after_predict(self) -> None:
-        """Names the images that could not be enlarged; the others are written."""
-        failures = getattr(self.datamodule, "failures", [])
-        if failures:
-            listed = "\n".join(f"  {reason}" for _, reason in failures)
-            raise ValueError(f"{len(failures)} image(s) could not be read, the others are written:\n{listed}")
+        """Names the images that were not enlarged; the others are written.
+
+        Raises:
+            ValueError: there are any.
+        """
+        parts = [self.datamodule, *cast(Any, self.trainer).callbacks]
+        reasons = list(dict.fromkeys(reason for part in parts for reason in getattr(part, "failures", {}).values()))
+        if reasons:
+            listed = "\n".join(f"  {reason}" for reason in reasons)
+            raise ValueError(f"{len(reasons)} image(s) could not be enlarged, the others are written:\n{listed}")
+
+
+def set_checkpoint_every(callbacks: list[Namespace] | None, steps: int) -> None:
+    """Sets `every_n_train_steps` where it is set already, wherever in the list of callbacks that is.
+
+    Raises:
+        ConfigError: it is set nowhere, or in several callbacks; or `steps` is below 1.
+    """
+    if steps < 1:
+        raise ConfigError(f"--checkpoint_every: must be at least 1, got {steps}")
+    key = "init_args.every_n_train_steps"
+    found = [callback for callback in callbacks or [] if callback.get(key) is not None]
+    if len(found) != 1:
+        raise ConfigError(
+            f"--checkpoint_every: {len(found)} of trainer.callbacks write checkpoints every few steps, so that it is "
+            "not clear which is meant; give every_n_train_steps in a config"
+        )
+    found[0][key] = steps
+
+
+def started_processes(config: Any) -> dict[str, Any]:
+    """Trainer arguments for the nodes and processes that `srun` started; empty where it started none."""
+    found = processes()
+    if found is None:
+        return {}
+    nodes, each = found
+    if (config.num_nodes, config.devices) != found:
+        rank_zero_info(f"Slurm started {each} process(es) on each of {nodes} node(s); num_nodes and devices follow it")
+    together: dict[str, Any] = {"num_nodes": nodes, "devices": each}
+    if nodes * each > 1 and config.strategy == "auto":
+        # Without broadcast of buffers, since processes may validate different numbers of images.
+        together["strategy"] = DDPStrategy(broadcast_buffers=False, timeout=timedelta(minutes=30))
+    return together
+
+
+def same_wandb_run(folder: Path) -> None:
+    """Makes a run that goes on in `folder` also go on in W&B, unless the environment names another run there."""
+    if (folder / WANDB_ID).is_file() and "WANDB_RUN_ID" not in os.environ:
+        os.environ["WANDB_RUN_ID"] = (folder / WANDB_ID).read_text().strip()
+        os.environ.setdefault("WANDB_RESUME", "allow")
 
 
 def run(arguments: Sequence[str]) -> CLI:
@@ -208,22 +287,29 @@ def run(arguments: Sequence[str]) -> CLI:
     return CLI(read_command_line(arguments))
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs one command line for a user at a terminal.
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command line for a user at a terminal; returns the exit code.
 
     Raises:
         ConfigError: Lightning refuses the configuration.
     """
     quieten()
+    command, *options = arguments
+    steps = take_option(options, "--verify_resume") if command == "fit" else []
+    if steps:
+        return verify(options, steps[-1])
     try:
         run(arguments)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+    return 0
 
 
 def quieten() -> None:
     """Drops messages of libraries that no user of this command can act upon."""
     for message in (
+        "The `srun` command is available on your system but is not used",
+        "Checkpoint directory",  # of a run that goes on in its folder
         "`isinstance(treespec",
         "Precision bf16-mixed is not supported by the model summary",
         "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",

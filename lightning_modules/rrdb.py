@@ -2,15 +2,14 @@
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from datamodules.batch import Batch
-from lightning_modules.base import configure, in_memory_format
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.networks.rrdb import RRDBNet
-from lightning_modules.super_resolver import SuperResolver
+from lightning_modules.super_resolver import SuperResolver, in_memory_format
 
 
 class RRDBRegressor(SuperResolver):
@@ -47,7 +46,3 @@ class RRDBRegressor(SuperResolver):
     def protocol(self) -> str:
         """Returns "regression": one evaluation of the network, nothing is sampled."""
         return "regression"
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The configured optimizer; its scheduler counts steps."""
-        return configure(self, self.optimizer, self.lr_scheduler)

@@ -11,17 +11,20 @@ from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
-from lightning_modules.checkpoint import asking_for
+from lightning_modules.checkpoint import CheckpointError, asking_for, first_mismatches, no_file
 from lightning_modules.config import load_method
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.skipping.policy import SkipPolicy
-from lightning_modules.skipping.ppo import Evaluation, Loss, Objective
+from lightning_modules.skipping.ppo import Evaluation, Loss, Objective, moments
 from lightning_modules.skipping.reward import Reward
 from lightning_modules.skipping.rollouts import Episodes, Rollouts
 from lightning_modules.skipping.sampler import PolicyDecider, Skip, SkipSampler
+from lightning_modules.skipping.stored_policy import stored_policy, weights_of
 from lightning_modules.skipping.table import Decisions, SkipTable
 from lightning_modules.super_resolver import SuperResolver
 
+BASE = "a trained diffusion method", "--model.init_args.base_checkpoint"
+START = "a policy that SkipDiff trained", "--model.init_args.policy_weights"
 SCALE_ITERATIONS = 10  # first iterations, over which the standard deviation of the advantage is averaged
 
 
@@ -36,7 +39,7 @@ class SkipDiff(SuperResolver):
     Differences from the released code: a skipped image stays at its own noise level, the forced last decision does not
     enter the loss, rewards are not discounted, advantages are standardized instead of returns, network evaluations are
     subtracted from the reward, and the network runs only on the images that do not skip.
-    `configs/skipdiff_official.yaml` restores the released behaviour.
+    `configs/skipdiff_official.yaml` restores the released behaviour, and names what remains different.
 
     Args:
         base_checkpoint: Checkpoint of a trained diffusion method, whose weights are not changed.
@@ -56,6 +59,8 @@ class SkipDiff(SuperResolver):
         table_images: Number of test images, in each process of the run, on which the policy is compared with running
             all steps, no steps, random steps and every fixed subset; 0 for no comparison.
         optimizer: From the policy's parameters to an optimizer.
+        policy_weights: A checkpoint of this class, whose policy training starts from, as the released code demands one
+            (a published file: `lightning import`). None for a policy that decides at random at first.
 
     Raises:
         CheckpointError: the base's checkpoint is unusable.
@@ -84,6 +89,7 @@ class SkipDiff(SuperResolver):
         advantage_floor: float = 0.1,
         table_images: int = 100,
         optimizer: OptimizerCallable = torch.optim.Adam,
+        policy_weights: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -92,12 +98,12 @@ class SkipDiff(SuperResolver):
         self.base_checkpoint = base_checkpoint
         self.base = frozen_base(base_checkpoint)
         self.policy, self.reward, self.objective = policy, reward, objective
-        self.greedy = PolicyDecider(policy, greedy=True)
+        self.greedy = PolicyDecider(policy)
         self.plan = SkipSampler(self.greedy, coarse_steps, fine_steps, skip, start)
 
         self.epochs, self.minibatches, self.gradient_clip = epochs, minibatches, gradient_clip
         self.count_forced, self.advantage_floor, self.table_images = count_forced, advantage_floor, table_images
-        self.optimizer = optimizer
+        self.optimizer, self.policy_weights = optimizer, policy_weights
 
         # Stored beside the policy: it is refused on another base, and PolicySampler compares the noise levels.
         self.register_buffer("base_fingerprint", fingerprint(self.base))
@@ -108,15 +114,34 @@ class SkipDiff(SuperResolver):
         self.table = SkipTable()
         self.decisions = Decisions()
 
+    @classmethod
+    def missing(cls, arguments: Mapping[str, Any], *, fresh: bool, **_: Any) -> str | None:
+        """See `look_ahead.Part.missing`: the base, and the policy where training begins with one."""
+        policy = arguments.get("policy_weights") if fresh else None
+        return no_file(arguments["base_checkpoint"], *BASE) or (policy and no_file(policy, *START))
+
     def setup(self, stage: str) -> None:
-        """Reads the weights of the reward's scores where images are rewarded: in training, and in the test's table.
+        """Reads the policy that training starts from, and the weights of scores where images are rewarded.
+
+        That is in training, and in the test's table.
 
         Raises:
-            WeightsError: weights are missing or damaged.
+            CheckpointError: the policy's checkpoint is unusable, or its policy is of another shape.
+            WeightsError: weights of a score are missing or damaged.
             MissingPackageError: a package that a score needs is not installed.
         """
         if stage == "fit" or (stage == "test" and self.table_images):
             self.reward.load()
+        if stage != "fit" or self.policy_weights is None or self.trainer.ckpt_path is not None:
+            return
+        with asking_for(*START):
+            _, state = stored_policy(self.policy_weights, f"{SkipDiff.__module__}.{SkipDiff.__qualname__}")
+        try:
+            self.policy.load_state_dict(weights_of(state))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.policy_weights}: does not fit the policy as configured: {first_mismatches(error)}"
+            ) from error
 
     # The interface of SuperResolver.
 
@@ -217,7 +242,7 @@ class SkipDiff(SuperResolver):
         """`advantage_floor` times the standard deviation of the advantage, averaged over the first iterations."""
         if self.advantage_scale[1] < SCALE_ITERATIONS:
             raw = (targets - episodes.evaluation.value)[episodes.counted]
-            self.advantage_scale += torch.stack([raw.std(correction=0), raw.new_ones(())])
+            self.advantage_scale += torch.stack([moments(raw, correction=0)[1], raw.new_ones(())])
         return self.advantage_floor * float(self.advantage_scale[0] / self.advantage_scale[1])
 
     def _log_training(self, episodes: Episodes, losses: list[Loss]) -> None:
@@ -273,6 +298,8 @@ class SkipDiff(SuperResolver):
             self.table.print()
 
     def _log_decisions(self, stage: str) -> None:
+        if self.base.region is not None:
+            self.log(f"{stage}/never_diffused", self.base.never_diffused)
         for name, value in self.decisions.summary(self.plan).items():
             self.log(f"{stage}/{name}", value, sync_dist=True)
 
@@ -284,7 +311,7 @@ def frozen_base(path: str) -> DiffusionModule:
         CheckpointError: the checkpoint is unusable.
         ValueError: it holds a method that is not a `DiffusionModule`.
     """
-    with asking_for("a trained diffusion method", "--model.init_args.base_checkpoint"):
+    with asking_for(*BASE):
         base = load_method(path)
     if not isinstance(base, DiffusionModule):
         raise ValueError(f"{path}: holds a {type(base).__name__}, which takes no sampling steps that could be skipped")

@@ -1,16 +1,23 @@
 """SRDiff: diffusion of the residual, conditioned on the features of an RRDB encoder (arXiv:2104.14951)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from datamodules.batch import Batch
-from lightning_modules.base import DiffusionModule, in_memory_format
-from lightning_modules.checkpoint import load_network
+from lightning_modules.base import DiffusionModule
+from lightning_modules.checkpoint import load_network, no_file
 from lightning_modules.diffusion.parameterization import Noised
 from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.unet_srdiff import SRDiffUNet
+from lightning_modules.super_resolver import in_memory_format
+
+NO_ENCODER = (
+    "SRDiff's frozen encoder has no pretrained weights: train one with configs/rrdb.yaml and give its checkpoint as "
+    "--model.init_args.encoder_weights, or train both with --model.init_args.freeze_encoder false"
+)
 
 
 class SRDiff(DiffusionModule):
@@ -50,6 +57,14 @@ class SRDiff(DiffusionModule):
             for layer in self.encoder.image_layers():
                 layer.requires_grad_(False)
 
+    @classmethod
+    def missing(cls, arguments: Mapping[str, Any], *, fresh: bool, **_: Any) -> str | None:
+        """See `look_ahead.Part.missing`: the encoder's weights, where training begins."""
+        weights = arguments["encoder_weights"]
+        if not fresh or (weights is None and not arguments["freeze_encoder"]):
+            return None
+        return NO_ENCODER if weights is None else no_file(weights, "an RRDB", "--model.init_args.encoder_weights")
+
     def setup(self, stage: str) -> None:
         """Reads the pretrained encoder when training starts from scratch.
 
@@ -61,11 +76,7 @@ class SRDiff(DiffusionModule):
         if self.encoder_weights is not None:
             load_network(self.encoder, self.encoder_weights)
         elif self.freeze_encoder:
-            raise ValueError(
-                "SRDiff's frozen encoder has no pretrained weights: train one with configs/rrdb.yaml and give its "
-                "checkpoint as --model.init_args.encoder_weights, or train both with --model.init_args.freeze_encoder "
-                "false"
-            )
+            raise ValueError(NO_ENCODER)
 
     def condition(self, batch: Batch, anchor: Tensor) -> dict[str, Tensor]:
         """`{features: [B,d,H,W]}`, the projected features; with the network's `up_input` also `{up: [B,3,H,W]}`."""

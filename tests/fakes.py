@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from lightning_modules.diffusion.process import Process
@@ -25,6 +26,15 @@ class FakeDenoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         return self.function(x_t, t)
+
+    def diffusing(self, t: Tensor) -> Tensor:
+        return torch.ones(len(t), 1, 1, 1, dtype=torch.bool)
+
+    def during(self, t: Tensor) -> Self:
+        return self
+
+    def fork(self) -> Self:
+        return self
 
     def select(self, rows: Tensor) -> Self:
         return replace(self, anchor=self.anchor[rows])

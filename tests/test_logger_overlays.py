@@ -62,6 +62,7 @@ def a_test(logger: str) -> None:
 def test_wandb_has_the_table_the_summary_and_the_provenance(here: Path, wandb: Any) -> None:
     a_test("wandb")
     wandb.finish()
+    wandb.teardown()  # everything is on the disk
     (results_path,) = here.rglob("results.json")
     results = read_results(results_path)
 
@@ -84,6 +85,7 @@ def test_wandb_has_checkpoints_as_artifacts(here: Path, wandb: Any) -> None:
     trained = run(["fit", *arguments(CONFIGS / "sr3.yaml"), *overlay("wandb")])
     name = f"model-{trained.trainer.loggers[1].experiment.id}"
     wandb.finish()
+    wandb.teardown()  # everything is on the disk
     (log,) = here.glob("runs/wandb/offline-run-*/run-*.wandb")
     assert name.encode() in log.read_bytes()
 

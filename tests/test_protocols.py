@@ -126,7 +126,7 @@ def test_a_face_protocol_takes_plain_folders(checkpoints: dict[int, Path], here:
     tiles(here / "faces" / "hr_128", 2, 128)
     tiles(here / "faces" / "lr_16", 2, 16)
     results = measure(checkpoints[8], "face-16-128@1", here / "faces")
-    assert results["data"]["lr_from"] == "files of the set"
+    assert results["data"]["low_resolution"] == "of the set"
     assert results["measured"]["border"] == 0
     assert [row["image"] for row in results["rows"] if row["score"] == "psnr_rgb"] == ["faces/0", "faces/1"]
 
@@ -135,7 +135,7 @@ def test_published_pairs_are_taken_as_they_are(checkpoints: dict[int, Path], her
     tiles(here / "val" / "gt", 2, 64)
     tiles(here / "val" / "lq", 2, 16)
     results = measure(checkpoints[4], "div2k-val-realesrgan@1", here / "val")
-    assert results["data"]["images"] == 2
+    assert results["data"]["count"] == 2
 
 
 def test_photographs_without_targets_are_judged_by_scores_that_need_none(
@@ -168,5 +168,5 @@ def test_missing_data_are_named_before_a_model_is_built(
         raise AssertionError("the model was built")
 
     monkeypatch.setattr(RRDBRegressor, "__init__", never)
-    with pytest.raises(FileNotFoundError, match=said):
+    with pytest.raises(ConfigError, match=said):
         measure(checkpoints[4], name, here / "nothing")

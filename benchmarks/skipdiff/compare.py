@@ -22,7 +22,8 @@ from datamodules.folder import Folder
 from lightning_modules.config import load_method
 from lightning_modules.experiment import run
 from lightning_modules.skipdiff import SkipDiff
-from lightning_modules.skipping.sampler import Decider, Pattern, PolicyDecider, SubsetSearch
+from lightning_modules.skipping.sampler import Decider, Pattern, PolicyDecider
+from lightning_modules.super_resolver import trimmed
 
 HERE = Path(__file__).parent
 RESAMPLES = 10_000
@@ -64,7 +65,7 @@ def compare(model: SkipDiff, batch: Batch, draws: int, rate: float) -> tuple[Row
     deciders: dict[str, Decider] = {
         "every step": Pattern([True] * decisions),
         "no step": Pattern([False] * decisions),
-        "policy": PolicyDecider(model.policy, greedy=True),
+        "policy": PolicyDecider(model.policy),
         **{f"random {i}": Pattern(torch.rand(decisions, size) < rate) for i in range(draws)},
     }
 
@@ -74,14 +75,22 @@ def compare(model: SkipDiff, batch: Batch, draws: int, rate: float) -> tuple[Row
     rows = {name: measure(model, batch, image, counts[name], all_run) for name, image in images.items()}
     rows["random"] = mean_of([rows.pop(f"random {i}") for i in range(draws)])
 
-    subsets: list[Tensor] = []
+    return rows, rewards_of_subsets(model, batch, all_run)
 
-    def visit(ran: Sequence[bool], state: Tensor) -> None:
-        evaluations = torch.full((size,), model.plan.coarse_steps - 1 + sum(ran))
-        subsets.append(measure(model, batch, model.rollouts.decode(batch, state), evaluations, all_run)["reward"])
 
-    model.base.super_resolve(batch, SubsetSearch(visit, model.plan))
-    return rows, torch.stack(subsets)
+def rewards_of_subsets(model: SkipDiff, batch: Batch, all_run: Tensor) -> Tensor:
+    """The reward of each image under each of the 512 subsets, `[512,B]`."""
+    rewards: list[Tensor] = []
+    with model.base.sampling(batch) as padded:
+        started, denoiser, randn, fill = model.base.prepare(padded)
+
+        def visit(ran: Sequence[bool], state: Tensor) -> None:
+            image = trimmed(model.base.decode(state, started), batch)
+            evaluations = torch.full((len(image),), model.plan.coarse_steps - 1 + sum(ran))
+            rewards.append(measure(model, batch, image, evaluations, all_run)["reward"])
+
+        model.plan.visit_subsets(model.plan.prepare(denoiser, randn, fill), visit)
+    return torch.stack(rewards)
 
 
 def mean_of(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -70,8 +70,10 @@ def open_sets(where: str) -> dict[str, Source]:
     Raises:
         FileNotFoundError: there is nothing.
     """
+    if not is_remote(where):
+        where = os.path.expanduser(where)
     path = Path(where)
-    if ".tar" in where:
+    if ".tar" in where and not path.is_dir():
         named = sorted(str(file) for file in path.parent.glob(path.name)) if "*" in where else expand_braces(where)
         return {where: ShardSource(named, path.name.partition("-")[0])}
 
@@ -126,13 +128,11 @@ def _about_shards(source: ShardSource, processes: int) -> Iterator[Remark]:
         text = f"{len(source.urls)} shards for {processes} processes: every sample is still seen once an epoch, but "
         yield Remark(False, text + "processes read the same shards; pack with a smaller --per_shard if they are remote")
 
-    for url, counted, shard in zip(source.urls, source.groups, range(len(source.urls)), strict=True):
-        tar = source.index(shard)
-        if tar.damage or len(tar.entries) != counted:
-            why = tar.damage and f", {tar.damage}"
-            text = f"{url}: holds {len(tar.entries)} of {counted} samples{why}: copy, fetch or pack it again"
-            yield Remark(True, text)
-        elif source.digests[shard] not in (None, _digest(tar.path)):
+    damage = source.damage()
+    yield from (Remark(True, text) for text in damage)
+    for shard, url in enumerate(source.urls):
+        damaged = any(text.startswith(f"{url}: ") for text in damage)
+        if not damaged and source.digests[shard] not in (None, _digest(source.local(shard))):
             yield Remark(True, f"{url}: its bytes are not those that were packed: copy, fetch or pack it again")
 
 

@@ -11,7 +11,8 @@ from jsonargparse import auto_cli
 from datamodules import celeba, div2k, ffhq, realsr
 from datamodules.images import find_images
 from datamodules.prepare.plan import plan
-from datamodules.prepare.shard_writer import SplitSettings, write_split
+from datamodules.prepare.shard_writer import SplitSettings, summary, write_split
+from datamodules.stream.sources import printable
 
 # `lightning pack NAME ...` for the published sets, whose folders, crops and licences are known
 PUBLISHED: dict[str, Callable[..., None]] = {
@@ -50,22 +51,24 @@ def pack_folder(
         per_shard: samples in a shard.
         licence: noted in dataset.json.
         leave_out: continue without images that are unreadable or too small, instead of stopping.
-        overwrite: replace shards of this set that were packed with other settings.
+        overwrite: write the shards of this set anew, whatever is there.
         workers: processes.
     """
-    hr_root, lr_root = _hr_and_lr(Path(folder), lr)
-    lr_files = find_images(lr_root) if lr_root else None
-    samples = plan(find_images(hr_root), hr_root, lr_files, crop, step, leave_out)
+    images, target = Path(folder).expanduser(), Path(out).expanduser()
+    hr_root, lr_root = _hr_and_lr(images, lr)
+    hr_files, lr_files = find_images(hr_root), find_images(lr_root) if lr_root else None
+    samples = plan(hr_files, hr_root, lr_files, crop, step, leave_out)
 
-    settings = SplitSettings(name or Path(folder).resolve().name, split, per_shard, licence, leave_out)
-    write_split(samples, Path(out), settings, workers=workers, overwrite=overwrite)
-    print(f"{len(samples)} samples of {settings.prefix} are in {out}")
+    name = printable(images.resolve().name) if name is None else name
+    settings = SplitSettings(name, split, per_shard, licence, leave_out)
+    packed = write_split(samples, target, settings, workers=workers, replace="always" if overwrite else "never")
+    print(summary(settings, target, len(hr_files), samples, packed))
 
 
 def _hr_and_lr(folder: Path, lr: str | None) -> tuple[Path, Path | None]:
     """The folder of the HR images, and that of their LR partners if there are any."""
     if lr is not None:
-        return folder, Path(lr)
+        return folder, Path(lr).expanduser()
     for hr_name, lr_name in _PAIR_FOLDERS:
         if (folder / hr_name).is_dir() and (folder / lr_name).is_dir():
             return folder / hr_name, folder / lr_name

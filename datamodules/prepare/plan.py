@@ -8,7 +8,7 @@ from datamodules.images import ImageError, image_size
 from datamodules.prepare.samples import PlannedImage, PlannedSample, tiles
 from datamodules.prepare.shard_writer import PackError
 from datamodules.stream.pairs import pair_files
-from datamodules.stream.sources import unique_stems
+from datamodules.stream.sources import unique_keys
 
 _log = logging.getLogger(__name__)
 _SHOWN = 10  # problems named in a message
@@ -33,7 +33,7 @@ def plan(
             not a whole multiple of LR; all of them are named.
         DataError: an HR or LR file has no partner, or has two.
     """
-    keys = [stem.replace(".", "_") for stem in unique_stems(hr, root)]
+    keys = unique_keys([path.relative_to(root) for path in hr], dot="_")  # a shard separates key and role by a dot
     partners = dict(pair_files(hr, lr)) if lr is not None else {}
 
     samples: list[PlannedSample] = []

@@ -9,14 +9,16 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
+from glob import escape
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from filelock import FileLock
 from rich.progress import track
@@ -25,8 +27,10 @@ from webdataset.writer import TarWriter
 from datamodules.images import ImageError
 from datamodules.prepare.samples import PlannedImage, PlannedSample, encode
 from datamodules.stream.shards import read_index
+from datamodules.stream.sources import printable
 
 _log = logging.getLogger(__name__)
+_SHOWN_FROM = 1000  # samples, from which on reading the files takes long enough for a progress bar
 
 
 class PackError(ValueError):
@@ -51,6 +55,16 @@ class SplitSettings:
     licence: str = ""
     leave_out: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuses what names of sets cannot hold.
+
+        Raises:
+            PackError: the name or the split is empty, or would be read as a path, several sets or a shard.
+        """
+        for what, value in (("name", self.name), ("split", self.split)):
+            if not value or re.search(r"[/+]|\.tar", value):
+                raise PackError(f"{what}: {value!r} is no name for a set; give one without '/', '+' and '.tar'")
+
     @property
     def prefix(self) -> str:
         """What the shards' names begin with."""
@@ -58,8 +72,13 @@ class SplitSettings:
 
 
 def write_split(
-    samples: Sequence[PlannedSample], out: Path, settings: SplitSettings, *, workers: int = 1, overwrite: bool = False
-) -> None:
+    samples: Sequence[PlannedSample],
+    out: Path,
+    settings: SplitSettings,
+    *,
+    workers: int = 1,
+    replace: Literal["never", "changed", "always"] = "never",
+) -> int:
     """Writes the shards of one split and lists them in `dataset.json`; finished shards are kept.
 
     Args:
@@ -67,21 +86,43 @@ def write_split(
         out: folder for the shards.
         settings: names and sizes.
         workers: processes.
-        overwrite: replace shards of this split that were packed from other files or with other settings.
+        replace: when shards of this split are written anew: never, if they were packed from other files or with other
+            settings, or always.
+
+    Returns:
+        How many samples were packed: unreadable ones may have been left out.
 
     Raises:
         PackError: there is no sample, two samples have the same key, an image is unreadable, the disk is full, or `out`
-            holds this split packed from other files or with other settings.
+            holds this split packed from other files or with other settings, which are not to be replaced.
     """
     _check_keys(samples)
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / f".{settings.prefix}.lock"):
         fingerprint = _fingerprint(samples, settings)
-        if _finished_fingerprint(out, settings) == fingerprint:
-            return
-        _start(out, settings, fingerprint, overwrite)
-        shards = list(_write_shards(samples, out, settings, workers))
-        _update_description(out, settings, _split_entry(settings, fingerprint, shards))
+        finished = _finished(out, settings)
+        if finished is not None and finished["fingerprint"] == fingerprint and replace != "always":
+            return int(finished["samples"])
+        _start(out, settings, fingerprint, replace)
+        entry = _split_entry(settings, fingerprint, list(_write_shards(samples, out, settings, workers)))
+        _update_description(out, settings, entry)
+    return int(entry["samples"])
+
+
+def summary(settings: SplitSettings, out: Path, images: int, samples: Sequence[PlannedSample], packed: int) -> str:
+    """The last line of a command: what was packed of how many images, and what was left out.
+
+    Args:
+        settings: of the split.
+        out: folder of the shards.
+        images: how many HR images there were.
+        samples: what was planned; images that could not be planned are missing.
+        packed: how many samples were packed.
+    """
+    unplanned, unread = images - len({sample.hr.path for sample in samples}), len(samples) - packed
+    missing = [f"{number} {what}" for number, what in ((unplanned, "images"), (unread, "samples")) if number]
+    left_out = f"; left out: {' and '.join(missing)}, named above" if missing else ""
+    return f"{packed} samples of {settings.prefix} ({images} images) are in {out}{left_out}"
 
 
 def _check_keys(samples: Sequence[PlannedSample]) -> None:
@@ -95,13 +136,28 @@ def _check_keys(samples: Sequence[PlannedSample]) -> None:
 
 
 def _fingerprint(samples: Sequence[PlannedSample], settings: SplitSettings) -> str:
-    size = lru_cache(maxsize=2)(os.path.getsize)
+    """A digest of everything that is packed: the content of each file, what is taken of it, and the settings."""
+    digest = cache(_digest)
 
     def described(image: PlannedImage) -> list[Any]:
-        return [size(image.path), image.box, image.side, image.resample]
+        return [digest(image.path), image.box, image.side, image.resample]
 
-    listed = [[sample.key, described(sample.hr), sample.lr and described(sample.lr)] for sample in samples]
+    shown = track(samples, f"looking at what is packed into {settings.prefix}", disable=len(samples) < _SHOWN_FROM)
+    listed = [[sample.key, described(sample.hr), sample.lr and described(sample.lr)] for sample in shown]
     return hashlib.sha256(json.dumps([asdict(settings), listed]).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """The sha256 of a file.
+
+    Raises:
+        PackError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise PackError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _listed_splits(out: Path) -> list[dict[str, Any]]:
@@ -113,22 +169,22 @@ def _is_same_split(entry: dict[str, Any], settings: SplitSettings) -> bool:
     return bool(entry["name"] == settings.name and entry["split"] == settings.split)
 
 
-def _finished_fingerprint(out: Path, settings: SplitSettings) -> str | None:
-    """The fingerprint of this split if `dataset.json` lists it and all its shards exist."""
+def _finished(out: Path, settings: SplitSettings) -> dict[str, Any] | None:
+    """The entry of this split if `dataset.json` lists it and all its shards exist."""
     for entry in _listed_splits(out):
         if _is_same_split(entry, settings) and all((out / shard["file"]).exists() for shard in entry["shards"]):
-            return str(entry["fingerprint"])
+            return entry
     return None
 
 
-def _start(out: Path, settings: SplitSettings, fingerprint: str, overwrite: bool) -> None:
+def _start(out: Path, settings: SplitSettings, fingerprint: str, replace: str) -> None:
     """Notes what is being packed, so that a later run knows which shards it may keep, and removes stale files."""
-    note = out / f".{settings.prefix}.plan"
-    if note.exists() and note.read_text() == fingerprint:
-        stale = list(out.glob(f".{settings.prefix}-*.part"))  # of a run that was killed
+    note, prefix = out / f".{settings.prefix}.plan", escape(settings.prefix)
+    if note.exists() and note.read_text() == fingerprint and replace != "always":
+        stale = list(out.glob(f".{prefix}-*.part"))  # of a run that was killed
     else:
-        stale = list(out.glob(f"{settings.prefix}-*.tar"))
-        if stale and not overwrite:
+        stale = list(out.glob(f"{prefix}-*.tar"))
+        if stale and replace == "never":
             raise PackError(
                 f"{out}: holds {settings.prefix} packed from other files or with other settings; "
                 "give another folder, delete those shards, or set overwrite to true"
@@ -208,7 +264,7 @@ def _tar_members(sample: PlannedSample, leave_out: bool) -> Iterator[dict[str, A
         _log.warning("%s; left out", error)
         return
 
-    note = {"source": sample.hr.path.name, "box": sample.hr.box}
+    note = {"source": printable(sample.hr.path.name), "box": sample.hr.box}
     yield {**members, "json": json.dumps(note).encode()}
 
 

@@ -1,6 +1,11 @@
 """Streams through worker processes."""
 
+import re
+import shutil
+import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -39,8 +44,16 @@ class Loader:
 
         own = torch.Generator()  # so that starting workers draws nothing from the global generator
         pin = torch.cuda.is_available()
-        loader = DataLoader(_ErrorAsItem(self.stream), None, num_workers=self.workers, generator=own, pin_memory=pin)
-        return map(_raise, loader)
+        start = _ignore_signals if self.workers else None
+        loader = DataLoader(
+            _ErrorAsItem(self.stream),
+            None,
+            num_workers=self.workers,
+            generator=own,
+            pin_memory=pin,
+            worker_init_fn=start,
+        )
+        return _items(loader)
 
     def state_dict(self) -> dict[str, int]:
         """Empty: the position is the number of batches so far. Lightning warns about loaders without this method."""
@@ -63,7 +76,44 @@ class _ErrorAsItem(IterableDataset[RawBatch | DataError]):
             yield error
 
 
-def _raise(item: RawBatch | DataError) -> RawBatch:
-    if isinstance(item, DataError):
-        raise item
-    return item
+def _ignore_signals(worker: int) -> None:
+    """Leaves signals that are meant for the run to its main process, which ends its workers itself."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _items(loader: DataLoader[Any]) -> Iterator[RawBatch]:
+    """The batches.
+
+    Raises:
+        DataError: as a worker raised it; or a worker was killed, or had no room for a batch.
+    """
+    try:
+        for item in loader:
+            if isinstance(item, DataError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        hint = explain(str(error))
+        if hint is None:
+            raise
+        raise DataError(hint) from error
+
+
+def explain(message: str) -> str | None:
+    """What to do about torch's message of a worker's end; None for other messages."""
+    first = message.strip().splitlines()[0] if message.strip() else ""
+    if re.search("bus error|shared memory|/dev/shm|shm", message, re.IGNORECASE):
+        free = f" ({shutil.disk_usage('/dev/shm').free >> 20} MiB are free)" if Path("/dev/shm").is_dir() else ""
+        return (
+            f"a data worker found no room in /dev/shm{free}: {first} In a container give it more "
+            "(docker run --shm-size 8g), or set --data.init_args.num_workers 0"
+        )
+    if re.search(r"DataLoader worker .*(exited|killed)", message):
+        return (
+            f"{first.rstrip('. ')}. If it was killed, the machine's memory was probably full (`dmesg` says so): use "
+            "fewer workers or smaller batches, --data.init_args.num_workers or --data.init_args.batch_size"
+        )
+    if "Too many open files" in message:
+        return f"{first}: raise the limit with `ulimit -n 65536`, or lower --data.init_args.num_workers"
+    return None

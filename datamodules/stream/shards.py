@@ -5,6 +5,8 @@ needed, and read from there. Only image members are ever read, and only an image
 """
 
 import json
+import logging
+import re
 import tarfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +22,10 @@ from webdataset.tariterators import base_plus_ext
 from datamodules.images import SUFFIXES
 from datamodules.stream.remote import cache_folder, fetch, is_remote, read
 from datamodules.stream.sources import BadSample, Record, Source
+
+_NO_SAMPLE = re.compile(r"(^|/)(\.|__MACOSX/|__[^/]*__(\.|/|$)|(readme|licen[cs]e)\b)", re.IGNORECASE)
+_BLOCK = 1 << 20  # bytes
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -44,6 +50,8 @@ class TarIndex:
 def read_index(path: Path) -> TarIndex:
     """Reads only the headers of an uncompressed tar and groups its members into samples.
 
+    Hidden members (`._0001.png`), `__meta__` and the like, READMEs and licences are no samples.
+
     Raises:
         OSError: the file cannot be opened.
     """
@@ -52,14 +60,30 @@ def read_index(path: Path) -> TarIndex:
         with tarfile.open(path, "r:") as tar:
             for member in filter(tarfile.TarInfo.isreg, tar):
                 _add_member(entries, member)
+            damage = _damage_at_end(path, tar.offset)
     except tarfile.TarError as error:
-        return TarIndex(path, list(entries.values()), f"truncated or not an uncompressed tar ({error})")
-    return TarIndex(path, list(entries.values()))
+        damage = f"truncated or not an uncompressed tar ({error})"
+    return TarIndex(path, list(entries.values()), damage)
+
+
+def _damage_at_end(path: Path, end: int) -> str:
+    """What is wrong after the last member: Python's reader stops there without an error."""
+    with path.open("rb") as file:
+        file.seek(end)
+        mark = file.read(tarfile.BLOCKSIZE)
+        if len(mark) < tarfile.BLOCKSIZE:
+            return "truncated: the end mark of a tar is missing"
+        if any(mark):
+            return f"damaged: no header at byte {end}, where one must be"
+        while rest := file.read(_BLOCK):
+            if any(rest):
+                return "two tars in one file, of which only the first is read"
+    return ""
 
 
 def _add_member(entries: dict[str, Entry], member: tarfile.TarInfo) -> None:
     key, extension = base_plus_ext(member.name)
-    if key is None:
+    if key is None or _NO_SAMPLE.search(member.name):
         return
 
     entry = entries.setdefault(key, Entry(key))
@@ -82,6 +106,7 @@ class ShardSource(Source):
         cache: folder for remote shards; by default `cache_folder() / "shards"`.
         timeout: seconds without a byte after which a remote read has failed.
         digests: sha256 of each shard, if known; a downloaded shard is checked against it.
+        sizes: bytes of each shard, if known; `damage` names local ones of another size.
 
     Raises:
         FileNotFoundError: a local shard is missing.
@@ -96,9 +121,11 @@ class ShardSource(Source):
         cache: Path | None = None,
         timeout: float = 30.0,
         digests: Sequence[str | None] | None = None,
+        sizes: Sequence[int | None] | None = None,
     ) -> None:
         self.urls, self.name = list(urls), name
         self.digests = digests or [None] * len(self.urls)
+        self.sizes = sizes or [None] * len(self.urls)
         self.cache, self.timeout = cache or cache_folder() / "shards", timeout
 
         missing = [url for url in self.urls if not is_remote(url) and not Path(url).is_file()]
@@ -107,10 +134,13 @@ class ShardSource(Source):
             raise FileNotFoundError(f"{name}: {what}")
 
         self._index = lru_cache(maxsize=256)(self._read_index)
+        self._counted = counts is not None
         keys = [] if counts else list(self._keys())
         self._counts = list(counts or map(len, keys))
         self._first_shard = repeated_keys(keys)
         self._starts = [0, *accumulate(self._counts)]
+        for text in [] if counts else self.damage():
+            _log.warning("%s; without it, the set holds %d samples", text, len(self))
 
     def __getstate__(self) -> dict[str, object]:
         # a cache of a bound method cannot be pickled
@@ -164,6 +194,23 @@ class ShardSource(Source):
         """Keys that occur in more than one shard; reads the headers of all shards."""
         return [f"{self.name}/{key}" for key in repeated_keys(self._keys())]
 
+    def damage(self) -> list[str]:
+        """The shards that are damaged; reads the headers of all shards that are on this machine."""
+        found = []
+        for shard, url in enumerate(self.urls):
+            if is_remote(url) and self._counted:
+                continue  # it is checked when it is fetched
+            tar = self.index(shard)
+            held, counted, size = len(tar.entries), self._counts[shard], tar.path.stat().st_size
+            wrong = ""
+            if tar.damage or held != counted:
+                wrong = f"holds {held} of {counted} samples{tar.damage and ', '}{tar.damage}"
+            elif self.sizes[shard] not in (None, size) and not is_remote(url):
+                wrong = f"is {size} bytes, not {self.sizes[shard]} as it was packed"
+            if wrong:
+                found.append(f"{url}: {wrong}: copy, fetch or pack it again")
+        return found
+
     def _keys(self) -> Iterator[list[str]]:
         for shard in range(len(self.urls)):
             yield [entry.key for entry in self.index(shard).entries]
@@ -206,8 +253,8 @@ def repeated_keys(groups: Iterable[Sequence[str]]) -> dict[str, int]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The shards that a pattern such as "x-{000000..000015}.tar" names."""
-    return list(expand_urls(pattern))
+    """The shards that a pattern such as "x-{000000..000015}.tar" names; a file of that very name is meant itself."""
+    return [pattern] if Path(pattern).is_file() else list(expand_urls(pattern))
 
 
 def open_split(root: str, wanted: str) -> ShardSource:
@@ -225,7 +272,8 @@ def open_split(root: str, wanted: str) -> ShardSource:
         raise FileNotFoundError(f"{root}: holds no set {wanted!r} (it holds {', '.join(listed) or 'no set'})")
     shards = listed[wanted]
     urls, counts = [f"{root}/{shard['file']}" for shard in shards], [shard["samples"] for shard in shards]
-    return ShardSource(urls, wanted.rpartition("-")[0], counts, digests=[shard.get("sha256") for shard in shards])
+    digests, sizes = [shard.get("sha256") for shard in shards], [shard.get("bytes") for shard in shards]
+    return ShardSource(urls, wanted.rpartition("-")[0], counts, digests=digests, sizes=sizes)
 
 
 def list_splits(root: str) -> dict[str, list[dict[str, Any]]]:

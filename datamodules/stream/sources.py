@@ -1,14 +1,17 @@
 """Where samples come from: numbered records of encoded images, however they are stored."""
 
+import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from pathlib import Path
+from itertools import accumulate, count
+from pathlib import Path, PurePosixPath
 
 from datamodules.images import ImageError, Pixels, decode
+
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python spells such bytes in the names of files
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class Source(ABC):
         """Keys that occur more than once."""
         return []
 
+    def damage(self) -> list[str]:
+        """What is wrong with the files that hold the records, as far as it can be told before they are read."""
+        return []
+
     def __len__(self) -> int:
         return sum(self.groups)
 
@@ -91,7 +98,8 @@ class FileSource(Source):
     def __init__(self, name: str, root: Path, hr: list[Path], lr: list[Path | None] | None = None) -> None:
         self.hr = hr
         self.lr = lr or [None] * len(hr)
-        self.keys = [f"{name}/{stem}" if name else stem for stem in unique_stems(hr, root)]
+        name = printable(name)
+        self.keys = [f"{name}/{key}" if name else key for key in unique_keys([file.relative_to(root) for file in hr])]
 
     @property
     def groups(self) -> list[int]:
@@ -133,6 +141,10 @@ class ConcatSource(Source):
         """Those of each source; sets of different names have no key in common."""
         return [key for source in self.sources for key in source.duplicates()]
 
+    def damage(self) -> list[str]:
+        """That of each source."""
+        return [text for source in self.sources for text in source.damage()]
+
     def _locate(self, index: int) -> tuple[Source, int]:
         number = bisect_right(self._starts, index) - 1
         return self.sources[number], index - self._starts[number]
@@ -161,6 +173,10 @@ class AttentionMapSource(Source):
         """Those of the other source."""
         return self.source.duplicates()
 
+    def damage(self) -> list[str]:
+        """That of the other source."""
+        return self.source.damage()
+
     def sample(self, index: int, paired: bool) -> Sample:
         """The other source's sample, with its map.
 
@@ -175,9 +191,36 @@ class AttentionMapSource(Source):
             raise BadSample(f"{sample.key}: its attention map is missing or damaged: {error}") from error
 
 
-def unique_stems(files: Sequence[Path], root: Path) -> list[str]:
-    """Names of `files` relative to `root`, without the suffix unless two files differ in nothing else."""
-    relative = [file.relative_to(root) for file in files]
-    stems = [path.with_suffix("").as_posix() for path in relative]
-    count = Counter(stems)
-    return [stem if count[stem] == 1 else path.as_posix() for stem, path in zip(stems, relative, strict=True)]
+def unique_keys(names: Sequence[Path], dot: str = ".") -> list[str]:
+    """A key for each file, all different: its name without the suffix, or with it where two differ in nothing else.
+
+    Names that still coincide are numbered.
+
+    Args:
+        names: of the files, below their folder.
+        dot: what is written for a dot.
+    """
+    written = [printable(name.as_posix()) for name in names]
+    long = [name.replace(".", dot) for name in written]
+    keys = [PurePosixPath(name).with_suffix("").as_posix().replace(".", dot) for name in written]
+
+    while ambiguous := [index for index in _repeated(keys) if keys[index] != long[index]]:
+        for index in ambiguous:
+            keys[index] = long[index]
+
+    for index in _repeated(keys):
+        if keys[index] in keys[:index]:
+            candidates = (f"{keys[index]}-{number}" for number in count(2))
+            keys[index] = next(candidate for candidate in candidates if candidate not in keys)
+    return keys
+
+
+def printable(name: str) -> str:
+    """The name of a file with bytes that are not UTF-8 written as in URLs, such as `caf%E9`."""
+    return _NOT_UTF8.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
+
+
+def _repeated(keys: Sequence[str]) -> list[int]:
+    """The places of keys that occur more than once."""
+    number = Counter(keys)
+    return [index for index, key in enumerate(keys) if number[key] > 1]

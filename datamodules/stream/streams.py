@@ -216,4 +216,4 @@ def stack(images: list[Pixels]) -> Tensor:
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(sorted({f"{image.shape[1]}x{image.shape[0]}" for image in images}))
         raise DataError(f"images of different sizes in one batch ({sizes}): set val_crop, or val_batch_size to 1")
-    return torch.stack([torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in images])
+    return torch.stack([torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")) for image in images])

@@ -81,6 +81,7 @@ class EDMHeun(Heun):
         self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn
     ) -> tuple[Tensor, Memory]:
         """See `Heun.step`; before it, churn raises the noise level."""
+        denoiser = denoiser.during(t)
         if self.churn > 0:
             process = denoiser.process
             sigma = process.std(t)

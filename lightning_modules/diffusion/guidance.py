@@ -142,8 +142,9 @@ class SelfAttentionGuidance(Guidance):
 
         # The map comes from the estimate that is blurred; the other branch, if any, is evaluated beside it.
         probed = denoiser if self.branch == "conditional" else denoiser.unconditional()
-        with received_by(self._layer(denoiser.network)) as maps:
-            estimate = probed.guided(x_t, t)
+        layer = self._layer(denoiser.network)
+        with received_by(layer) as maps:
+            estimate = (probed if layer is None else probed.whole()).guided(x_t, t)  # the map is of the whole state
         plain = estimate if probed is denoiser else denoiser.guided(x_t, t)
 
         # The same noise around the blurred state: the mean is linear, so the state moves by the difference of means.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.diffusion.process import Process, expand, table_time
 
@@ -43,6 +43,18 @@ class Parameterization(ABC):
     """
 
     label: Label
+
+    def check(self, network: nn.Module) -> None:
+        """Checks that the network was built for this noise label; one without `conditioning` takes any.
+
+        Raises:
+            ValueError: `label` and `conditioning` differ.
+        """
+        expected = getattr(network, "conditioning", self.label)
+        if self.label != expected:
+            raise ValueError(
+                f"the network has conditioning: {expected}, but the parameterization has label: {self.label}"
+            )
 
     @abstractmethod
     def read(self, process: Process, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

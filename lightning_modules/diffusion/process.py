@@ -79,6 +79,14 @@ class Process(ABC):
             "Ancestral, DDIM, EDMHeun or RelayHeun"
         )
 
+    def run_share(self, t: Tensor) -> Tensor:
+        """Share of a run that lies ahead at `t`, float64 `[B]`: from 1 at its start to 0 at its end.
+
+        YODA's mask goes by it, in training too, where times beyond the start of a run also give 1. It is `t` itself
+        where runs start at t = 1 and spread their steps evenly.
+        """
+        return t.double()
+
     def posterior_ratio(self, t: Tensor) -> Tensor:
         """The ratio by which a posterior step from `t` to `s` weighs `x0`, `[B]`.
 
@@ -169,6 +177,10 @@ class Tabulated(Process):
         table = self.tables[name]
         return torch.lerp(table[below], table[below + 1], (index - below).clamp(0, 1))
 
+    def run_share(self, t: Tensor) -> Tensor:
+        """See `Process.run_share`: the time of the table entry at or above `t`."""
+        return table_time(self, t.double())
+
     def sample_t(self, n: int) -> Tensor:
         """Training times, float64 `[n]`: uniform over the table entries 1 to T."""
         return torch.randint(1, self.steps + 1, (n,)).double() / self.steps
@@ -190,7 +202,7 @@ class Tabulated(Process):
 def table_time(process: Process, t: Tensor) -> Tensor:
     """The time of the table entry at or above `t`, `[B]`; `t` itself where the clock is continuous.
 
-    YODA's mask and step-indexed labels go by it.
+    Step-indexed labels go by it, and YODA's mask.
     """
     if process.steps is None:
         return t

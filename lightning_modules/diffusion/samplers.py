@@ -217,7 +217,7 @@ class DPMSolverPlusPlus(Sampler):
     Its update is the first-order step, DDIM's or the posterior's, towards a clean state that is extrapolated from the
     last two estimates. So it holds for every process whose mean is a multiple of x0 plus a term in the anchor: that
     term is known and drops out. The first step and the one to the clean state, where the half log-SNR is infinite, are
-    of first order.
+    of first order. So is that of a pixel that joins under YODA: what it held before is noise of other draws.
 
     Args:
         steps: See `Sampler`.
@@ -249,13 +249,15 @@ class DPMSolverPlusPlus(Sampler):
         estimate, now = denoiser(x_t, t), _half_log_snr(process, t)
 
         x0 = estimate
+        known = denoiser.diffusing(t)
         if memory:
-            before, then = memory
+            before, then, was_known = memory
+            before = torch.where(was_known, before, estimate)  # a pixel that has just joined has no estimate before
             share = _extrapolation(then, now, _half_log_snr(process, s))
             x0 = estimate + expand(share, estimate) * (estimate - before)
 
         x_s = process.step(x_t, x0=x0, anchor=denoiser.anchor, t=t, s=s, eta=float(self.stochastic), randn=randn)
-        return x_s, (estimate, now)
+        return x_s, (estimate, now, known)
 
 
 def _half_log_snr(process: Process, t: Tensor) -> Tensor:
@@ -316,6 +318,7 @@ class Heun(Sampler):
         self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn
     ) -> tuple[Tensor, Memory]:
         """An Euler step, then the same step with the mean of the slopes found at both its ends."""
+        denoiser = denoiser.during(t)
         process, anchor = denoiser.process, denoiser.anchor
         x0 = self.estimate(denoiser, x_t, t)
         x_s = process.step(x_t, x0=x0, anchor=anchor, t=t, s=s, eta=self.eta, randn=randn)

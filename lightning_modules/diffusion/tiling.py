@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Slices = tuple[slice, slice]
+"""Rows and columns of a state."""
+
 WIDTH = 0.25  # standard deviation of a tile's weights, in tiles
 
 
@@ -23,7 +26,11 @@ class Tiles:
 
 
 def tiled(
-    evaluate: Callable[[Tensor, dict[str, Tensor]], Tensor], x: Tensor, condition: Mapping[str, Tensor], tiles: Tiles
+    evaluate: Callable[[Tensor, dict[str, Tensor]], Tensor],
+    x: Tensor,
+    condition: Mapping[str, Tensor],
+    tiles: Tiles,
+    wanted: Callable[[Slices], bool] | None = None,
 ) -> Tensor:
     """`evaluate(x, condition)` from tiles, each weighted by a Gaussian around its centre (StableSR, arXiv:2305.07015).
 
@@ -32,9 +39,10 @@ def tiled(
         x: `[B,C,H,W]`.
         condition: Maps `[B,C,H/k,W/k]`, with an integer k each, are cut like the state; other tensors are not cut.
         tiles: How the state is cut.
+        wanted: Which tiles are evaluated; None: all of them.
 
     Returns:
-        `[B,C',H,W]`; exactly `evaluate(x, condition)` where one tile holds all.
+        `[B,C',H,W]`, 0 where no tile was wanted; exactly `evaluate(x, condition)` where one tile holds all.
 
     Raises:
         ValueError: a map's pixels do not fit the tiles.
@@ -46,6 +54,8 @@ def tiled(
     total: Tensor | None = None
     weights = x.new_zeros(1, 1, height, width, dtype=torch.float32)
     for window in windows(height, width, tiles):
+        if wanted is not None and not wanted(window):
+            continue
         shown = {name: cut(name, value, window, height) for name, value in condition.items()}
         output = evaluate(x[..., *window], shown)
         if total is None:
@@ -53,28 +63,31 @@ def tiled(
         weight = gaussian(output)
         total[..., *window] += output * weight
         weights[..., *window] += weight
-    assert total is not None
-    return total / weights
+    if total is None:
+        return torch.zeros_like(x)
+    return total / torch.where(weights > 0, weights, 1.0)
 
 
-def cut(name: str, value: Tensor, window: tuple[slice, slice], height: int) -> Tensor:
-    """The part of a condition that belongs to the window of a state of `height` rows.
+def cut(name: str, value: Tensor, window: Slices, height: int) -> Tensor:
+    """The part of a condition, coarser or finer, that belongs to the window of a state of `height` rows.
 
     Raises:
         ValueError: the window begins or ends inside a pixel of it.
     """
     if value.dim() < 4:
         return value
-    ratio = height // value.shape[-2]
-    if any(end % ratio for side in window for end in (side.start, side.stop)):
+    if any(end * value.shape[-2] % height for side in window for end in (side.start, side.stop)):
         raise ValueError(
-            f"a pixel of the condition {name!r} covers {ratio} of the state: tile and overlap must be multiples of that"
+            f"a pixel of the condition {name!r} covers {height // value.shape[-2]} of the state: tile and overlap must "
+            "be multiples of that"
         )
-    rows, columns = (slice(side.start // ratio, side.stop // ratio) for side in window)
+    rows, columns = (
+        slice(side.start * value.shape[-2] // height, side.stop * value.shape[-2] // height) for side in window
+    )
     return value[..., rows, columns]
 
 
-def windows(height: int, width: int, tiles: Tiles) -> Iterator[tuple[slice, slice]]:
+def windows(height: int, width: int, tiles: Tiles) -> Iterator[Slices]:
     """Row and column slices of tiles that cover `height` x `width`."""
     for top in starts(height, tiles):
         for left in starts(width, tiles):

@@ -136,6 +136,10 @@ class DomainShift(VP):
         """The anchor noised to `t`."""
         return self.diffuse(x0=anchor, anchor=anchor, t=t, noise=noise)
 
+    def run_share(self, t: Tensor) -> Tensor:
+        """See `Process.run_share`: runs start where the slide is complete."""
+        return (super().run_share(t) * self.steps / self.shift_steps).clamp(max=1)
+
     def sample_t(self, n: int) -> Tensor:
         """Training times, float64 `[n]`: uniform over the table entries 1 to `train_steps`."""
         return torch.randint(1, self.train_steps + 1, (n,)).double() / self.steps

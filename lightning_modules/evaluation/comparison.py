@@ -136,9 +136,12 @@ def bootstrap(differences: NDArray[np.float64], counts: NDArray[np.float64]) -> 
         differences: Of each image.
         counts: The share of each image in each sample, `[samples,images]`.
     """
-    if not np.isfinite(differences).all():  # of equal images PSNR is infinite
-        return Difference(float(differences.mean()), float("nan"), float("nan"), float("nan"))
-    means = counts @ differences
+    finite = np.isfinite(differences)  # of images that equal their target PSNR is infinite: they are left out
+    differences, counts = differences[finite], counts[:, finite]
+    if not len(differences):
+        return Difference(float("nan"), float("nan"), float("nan"), float("nan"))
+    counts = counts[counts.any(axis=1)]
+    means = counts @ differences / counts.sum(axis=1)
     low, high = np.percentile(means, (2.5, 97.5))
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
     p = min(1.0, 2 * (tail + 1) / (len(means) + 1))
@@ -289,17 +292,9 @@ def _check_seeds(label: str, members: Sequence[tuple[str | None, Results]]) -> N
 
 
 def _baselines(methods: Sequence[Method]) -> list[Method]:
-    """The rows of plain enlargement: one for each kernel, from the first results that have it."""
-    found: dict[str, Method] = {}
-    kernels = {results.content["data"].get("up_kernel") for method in methods for results in method.seeds}
-    for method in methods:
-        for results in method.seeds:
-            if results.baseline is None:
-                continue
-            kernel = results.content["data"].get("up_kernel")
-            label = f"{results.baseline} ({kernel})" if len(kernels - {None}) > 1 and kernel else results.baseline
-            found.setdefault(label, Method(label, [results], results.baseline))
-    return list(found.values())
+    """The row of plain enlargement, from the first results that have it."""
+    found = [results for method in methods for results in method.seeds if results.baseline is not None]
+    return [Method(results.baseline or "", [results], results.baseline or "") for results in found[:1]]
 
 
 def _differing_inputs(every: Sequence[Results]) -> list[str]:

@@ -88,13 +88,13 @@ def _read(results: Results, kind: str, image: str) -> Pixels | None:
 
 
 def _enlarged(results: Results, image: str) -> Pixels | None:
-    """The plain enlargement of the low-resolution picture, by the kernel that the results name."""
+    """The plain enlargement of the low-resolution picture, MATLAB's bicubic."""
     small, large = _read(results, "lr", image), results.picture("sr", image)
     if small is None or large is None:
         return None
     scale = decode(large, str(large)).shape[1] // small.shape[1]
     lr = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None] / 255
-    up = enlarge(lr, scale=scale, kernel=results.content["data"].get("up_kernel") or "matlab")
+    up = enlarge(lr, scale=scale, kernel="matlab")
     return np.asarray((255 * up.clamp(0, 1)).round().to(torch.uint8)[0].permute(1, 2, 0).numpy())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -18,6 +18,14 @@ from lightning_modules.metrics.weights import digest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("lightning_modules", "datamodules", "callbacks")
+
+
+@runtime_checkable
+class DescribesItsImages(Protocol):
+    """Data that say how their images are made."""
+
+    def protocol(self) -> dict[str, Any]:
+        """What the scores depend on: crop, degradation, enlargement."""
 
 
 def provenance(trainer: Trainer, method: LightningModule) -> dict[str, Any]:
@@ -66,15 +74,12 @@ def described_data(data: LightningDataModule) -> dict[str, Any]:
     """Class and config of a data module, and where its low-resolution images come from."""
     config = plain(_public(dict(data.hparams)))
     paired = bool(getattr(data, "paired", False))
-    degradation = getattr(data, "degradation", None)
-    made_by = None if paired or degradation is None else config.get("degradation") or type(degradation).__name__
     return {
         "class": f"{type(data).__module__}.{type(data).__qualname__}",
         "config": config,
         "config_sha256": sha256_of(config),
-        "lr_from": "files of the set" if paired else made_by,
-        "degradation_seed": None if made_by is None else 0,  # and the image's key
-        "up_kernel": getattr(data, "up_kernel", None),
+        **(plain(data.protocol()) if isinstance(data, DescribesItsImages) else {}),
+        "degradation_seed": None if paired or not hasattr(data, "degradation") else 0,  # and the image's key
         "scale": getattr(data, "scale", None),
     }
 

@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from lightning_modules.whole_file import whole_file
 
 FORMAT = 1
 NAME = "results.json"
@@ -89,7 +90,8 @@ class Results:
         """
         value = _number(self.content["means"][score][column])
         if value is None:
-            self.values(score, column)  # names the image, if one is to blame
+            if any(math.isinf(each) for each in self.values(score, column).values()):  # of NaN this names the image
+                return math.inf
             raise ResultsError(f"{self.path}: {score} of all images is NaN; leave this score out")
         return value
 
@@ -128,10 +130,8 @@ def read_results(path: str | Path) -> Results:
 
 def write_results(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a results file, whole or not at all; NaN becomes null, and infinite numbers the words for them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(_plain({"format": FORMAT, **content}), indent=1, allow_nan=False) + "\n")
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(_plain({"format": FORMAT, **content}), indent=1, allow_nan=False) + "\n")
 
 
 def table_rows(
@@ -149,6 +149,17 @@ def table_rows(
         for key, values in measured.items()
         for name in names
     ]
+
+
+def table_means(
+    means: Mapping[str, float], names: Sequence[str], columns: Mapping[str, str]
+) -> dict[str, dict[str, float | None]]:
+    """The means of each score by column, as `table_rows` names them; None where one is NaN or infinite."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name in names:
+        values = {column: means[f"{prefix}{name}"] for column, prefix in columns.items()}
+        found[name] = {column: value if math.isfinite(value) else None for column, value in values.items()}
+    return found
 
 
 def _number(value: Any) -> float | None:

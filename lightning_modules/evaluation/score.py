@@ -5,7 +5,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, cast
 
 from jsonargparse import ArgumentParser
@@ -19,14 +18,15 @@ from lightning_modules.evaluation.conventions import Collected
 from lightning_modules.evaluation.folders import Pair, check_sizes, pairs_of, read_pair
 from lightning_modules.evaluation.protocol import Protocol, read_protocol
 from lightning_modules.evaluation.provenance import code, sha256_of
-from lightning_modules.evaluation.results import NAME, ResultsError, table_rows, write_results
+from lightning_modules.evaluation.results import NAME, ResultsError, table_means, table_rows, write_results
 from lightning_modules.metrics.lpips import LPIPS
 from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.metrics.score import Score, SetScore
-from lightning_modules.metrics.scorer import AnyScore, Measured, Scorer, classic
+from lightning_modules.metrics.scorer import AnyScore, Measured, Scorer, classic, means_of
 from lightning_modules.metrics.ssim import SSIM
 
 BORDER = 4
+MEAN = "of the values of single images, without those that are infinite for the model or for bicubic"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     kept, digests = _measure(pairs, scorer, border, asked.device, collected)
     content = _content(kept, scorer, protocol, border, with_bicubic=asked.lr is not None)
     content["method"] = _method(asked.name or _name_of(asked.sr))
-    content["data"] = {"hr": asked.hr and str(asked.hr), "images": len(kept), **digests}
+    content["data"] = {"hr": asked.hr and str(asked.hr), "count": len(kept), **digests}
     content["run"] = {"device": asked.device, **code()}
     content["pictures"] = _pictures(pairs)
 
@@ -185,18 +185,19 @@ def _content(
     """What results hold of the scores."""
     columns = {"model": ""} | ({"bicubic": "bicubic/"} if with_bicubic else {})
     of_images = list(next(iter(kept.values())).scores)
-    means = {name: fmean(row.scores[name] for row in kept.values()) for name in of_images}
+    means, infinite = means_of({key: row.scores for key, row in kept.items()})
     means |= scorer.of_sets(list(kept.values()), list(columns.values()))
     names = [name for name in means if not name.startswith("bicubic/")]
     return {
         "protocol": None if protocol is None else protocol.name,
         "columns": None if protocol is None else protocol.settings["columns"],
         "checkpoint": None,
-        "measured": {"pixels": "8 bits", "border": border, "mean": "of the values of single images"},
+        "measured": {"pixels": "8 bits", "border": border, "mean": MEAN},
         "definitions": scorer.definitions(),
         "not_measured": scorer.not_measured,
         "baseline": "bicubic" if with_bicubic else None,
-        "means": {name: {column: means[f"{prefix}{name}"] for column, prefix in columns.items()} for name in names},
+        "infinite": infinite,
+        "means": table_means(means, names, columns),
         "cost": {},
         "times": {},
         "rows": table_rows(
@@ -222,9 +223,14 @@ def _pictures(pairs: Sequence[Pair]) -> dict[str, dict[str, str]]:
 
 def _say(content: Mapping[str, Any], path: Path) -> None:
     for score, values in content["means"].items():
-        beside = f" (bicubic {values['bicubic']:.4f})" if "bicubic" in values else ""
-        print(f"{score:24s} {values['model']:.4f}{beside}")
-    print(f"{content['data']['images']} image(s), border {content['measured']['border']}: {path}")
+        beside = f" (bicubic {shown(values['bicubic'])})" if "bicubic" in values else ""
+        print(f"{score:24s} {shown(values['model'])}{beside}")
+    print(f"{content['data']['count']} image(s), border {content['measured']['border']}: {path}")
+
+
+def shown(value: float | None) -> str:
+    """A mean for a terminal."""
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _refuse_nan(kept: Mapping[str, Measured], path: Path) -> None:

@@ -98,7 +98,7 @@ def facts(comparison: Comparison) -> Iterator[str]:
     """What a reader must know of a table, one sentence each."""
     content = comparison.first.content
     measured = content["measured"]
-    count = content["data"].get("images", len(comparison.first.images))
+    count = content["data"].get("count", len(comparison.first.images))
     yield (
         f"{count} images; protocol {comparison.first.protocol or 'none'}; border {measured['border']}; "
         f"{measured['pixels']}; mean {measured['mean']}."

@@ -1,6 +1,8 @@
 """A list of scores applied to batches: the one way in which images are measured, in runs and from folders."""
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -126,8 +128,8 @@ class Scorer:
         values: dict[str, Tensor] = {}
         features: dict[str, list[Tensor]] = {}
         for prefix, image in images.items():
+            self.check_size(image, keys[0], border)
             for place, score in enumerate(self.scores):
-                _check_size(score, image, keys[0], border)
                 if isinstance(score, Score):
                     values[f"{prefix}{score.name}"] = _apply(score, image, hr, lr, border)
                 else:
@@ -145,6 +147,15 @@ class Scorer:
             for index, row in enumerate(table)
         ]
 
+    def check_size(self, image: Tensor, key: str, border: int) -> None:
+        """Refuses images `[B,3,H,W]` that are too small for a score beside a border.
+
+        Raises:
+            ValueError: they are.
+        """
+        for score in self.scores:
+            _check_size(score, image, key, border)
+
     def of_sets(self, measured: Sequence[Measured], prefixes: Sequence[str]) -> Scores:
         """The numbers of scores of sets, by prefix and name, of all images together."""
         found: Scores = {}
@@ -161,6 +172,30 @@ class Scorer:
     def definitions(self) -> dict[str, dict[str, Any]]:
         """What defines each number, as results state it: its definition, its direction and its weights' digests."""
         return {name: _described(score, name) for score in self.scores for name in names_of(score)}
+
+
+def means_of(rows: Mapping[str, Scores]) -> tuple[Scores, dict[str, list[str]]]:
+    """The means over images, and the images that are left out of them.
+
+    The PSNR of an image that equals its target is infinite. Such an image is left out of the score's means, with and
+    without a prefix ("bicubic/psnr_y"); where no other image is left, the mean is infinite.
+
+    Args:
+        rows: The scores of each image, by its key.
+
+    Returns:
+        The means by name; and the keys of the images that are left out, by the score's name without a prefix.
+    """
+    names = list(next(iter(rows.values())))
+    infinite: dict[str, list[str]] = {}
+    for key, row in rows.items():
+        for score in dict.fromkeys(name.rpartition("/")[2] for name in names if math.isinf(row[name])):
+            infinite.setdefault(score, []).append(key)
+    means = {}
+    for name in names:
+        left_out = set(infinite.get(name.rpartition("/")[2], ()))
+        means[name] = fmean([row[name] for key, row in rows.items() if key not in left_out] or [math.inf])
+    return means, infinite
 
 
 def _apply(score: Score, image: Tensor, hr: Tensor | None, lr: Tensor | None, border: int) -> Tensor:

@@ -9,6 +9,8 @@ from kornia.filters import canny, gaussian_blur2d, sobel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_modules.hub import HubWeights, place_of
+
 Norm = Literal["minmax", "p2p98", "rank"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -162,7 +164,20 @@ def laplacian(image: Tensor) -> Tensor:
     return functional.conv2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), kernel[None, None])
 
 
-class DinoViT(AttentionMap):
+class DinoMap(HubWeights, AttentionMap):
+    """A map of a network that DINO trained."""
+
+    @classmethod
+    def absent(cls, weights: str, subfolder: str = "") -> str:
+        """See `HubWeights.absent`."""
+        return (
+            f"weights: {weights} of the attention map are neither in the hub's cache nor a complete folder, and cannot "
+            "be downloaded. Download them on a machine with a network and give their folder instead, or choose a map "
+            "that needs no weights: Sobel, Canny, ScaleSpace or Constant (configs/region/yoda_sobel.yaml)"
+        )
+
+
+class DinoViT(DinoMap):
     """What DINO's class token attends to in the last block of a vision transformer (arXiv:2104.14294).
 
     Args:
@@ -212,7 +227,7 @@ class DinoViT(AttentionMap):
         return cast(Tensor, attention[:, :, 0, 1:].unflatten(-1, (shown.shape[-2] // patch, shown.shape[-1] // patch)))
 
 
-class DinoResNet50(AttentionMap):
+class DinoResNet50(DinoMap):
     """Activations of a ResNet-50 that was trained with DINO, combined over channels.
 
     Args:
@@ -276,6 +291,8 @@ def pretrained(architecture: Any, weights: str, **options: Any) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
+    if place_of(weights) == "nowhere":
+        raise FileNotFoundError(DinoMap.absent(weights))
     expected = architecture.config_class.model_type
     try:
         found = AutoConfig.from_pretrained(weights).model_type
@@ -283,13 +300,7 @@ def pretrained(architecture: Any, weights: str, **options: Any) -> Any:
             raise ValueError(f"{weights} holds a model of type {found}, not {expected}")
         model, report = architecture.from_pretrained(weights, output_loading_info=True, **options)
     except OSError as error:
-        raise FileNotFoundError(
-            f"the weights {weights} of the attention map are neither in the hub's cache nor a complete folder, and "
-            "cannot be downloaded. Download them on a machine with a network and give their folder as "
-            "--model.init_args.region.init_args.attention.init_args.weights (configs/command/attend.yaml: "
-            "--model.init_args.attention.init_args.weights), or choose a map that needs no weights: Sobel, Canny, "
-            "ScaleSpace or Constant of lightning_modules.networks.attention_maps"
-        ) from error
+        raise FileNotFoundError(DinoMap.absent(weights)) from error
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{weights} cannot be read as a {architecture.__name__}: {error}") from error
 

@@ -5,9 +5,8 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.hub import frozen
+from lightning_modules.hub import HubWeights, frozen, missing_files
 
-OPTION = "--model.init_args.space.init_args.autoencoder.init_args.weights"
 CONVERTER = "lightning import autoencoder_vq_f4.pth --autoencoder --out FOLDER"
 
 
@@ -19,7 +18,7 @@ class Frozen(nn.Module):
         return super().train(False)
 
 
-class KLAutoencoder(Frozen):
+class KLAutoencoder(HubWeights, Frozen):
     """Stable Diffusion's autoencoder: `AutoencoderKL` of diffusers, `[B,3,H,W]` to `[B,4,H/8,W/8]`.
 
     Args:
@@ -41,7 +40,7 @@ class KLAutoencoder(Frozen):
         super().__init__()
         from diffusers import AutoencoderKL  # takes seconds to import
 
-        self.model = frozen(AutoencoderKL, weights, subfolder=subfolder, option=OPTION)
+        self.model = frozen(AutoencoderKL, weights, subfolder=subfolder)
         self.factor = 2 ** (len(self.model.config.block_out_channels) - 1)
         self.scale: float = self.model.config.scaling_factor
 
@@ -50,6 +49,13 @@ class KLAutoencoder(Frozen):
                 raise ValueError(f"tile {tile} of the autoencoder must be a multiple of {4 * self.factor} pixels")
             self.model.enable_tiling()
             self.model.tile_sample_min_size, self.model.tile_latent_min_size = tile, tile // self.factor
+
+    @classmethod
+    def absent(cls, weights: str, subfolder: str) -> str:
+        """See `HubWeights.absent`."""
+        from diffusers import AutoencoderKL
+
+        return missing_files(AutoencoderKL, f"{weights}/{subfolder}".rstrip("/"))
 
     @torch.no_grad()
     def encode(self, image: Tensor, sample: bool) -> Tensor:
@@ -67,7 +73,7 @@ class KLAutoencoder(Frozen):
         return cast(Tensor, self.model.decode(latent).sample)
 
 
-class VQAutoencoder(Frozen):
+class VQAutoencoder(HubWeights, Frozen):
     """A vector-quantised autoencoder: `VQModel` of diffusers; ResShift's VQ-f4, `[B,3,H,W]` to `[B,3,H/4,W/4]`.
 
     Diffusion runs on latents that are not quantised: `encode` leaves them as they are and `decode` quantises them. In
@@ -93,10 +99,18 @@ class VQAutoencoder(Frozen):
         from diffusers import VQModel  # takes seconds to import
 
         try:
-            self.model = frozen(VQModel, weights, subfolder=subfolder, option=OPTION)
+            self.model = frozen(VQModel, weights, subfolder=subfolder)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}. To make the folder from ResShift's public file: {CONVERTER}") from error
+            raise FileNotFoundError(self.absent(weights, subfolder)) from error
         self.factor, self.scale = 2 ** (len(self.model.config.block_out_channels) - 1), scale
+
+    @classmethod
+    def absent(cls, weights: str, subfolder: str) -> str:
+        """See `HubWeights.absent`."""
+        from diffusers import VQModel
+
+        place = f"{weights}/{subfolder}".rstrip("/")
+        return f"{missing_files(VQModel, place)}. To make the folder from ResShift's public file: {CONVERTER}"
 
     @torch.no_grad()
     def encode(self, image: Tensor, sample: bool) -> Tensor:

@@ -5,13 +5,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.hub import frozen, missing_files
+from lightning_modules.hub import DOWNLOAD, HubWeights, frozen, missing_files
 
-OPTION = "--model.init_args.network.init_args.weights"
 BFLOAT16 = 1e-2  # relative difference of weights that were stored in bfloat16
 
 
-class ControlledUNet(nn.Module):
+class ControlledUNet(HubWeights, nn.Module):
     """A frozen Stable Diffusion UNet, steered by a trainable copy of its encoder (ControlNet, arXiv:2302.05543).
 
     The copy sees the degraded image's latent beside the state, on 4 further channels. The weights of these start at
@@ -38,7 +37,9 @@ class ControlledUNet(nn.Module):
     """
 
     stride = 8
+    global_statistics = True  # of its GroupNorms, and its attention
     conditioning = "index"
+    subfolder = "unet"
     middle_attention = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
     text: Tensor
     empty_text: Tensor
@@ -54,7 +55,7 @@ class ControlledUNet(nn.Module):
         from diffusers import UNet2DConditionModel  # takes seconds to import
 
         self.weights = weights
-        self.unet = frozen(UNet2DConditionModel, weights, subfolder="unet", option=OPTION)
+        self.unet = frozen(UNet2DConditionModel, weights, subfolder="unet")
         self.controlnet = controlnet_for(self.unet)
 
         if gradient_checkpointing:
@@ -72,6 +73,13 @@ class ControlledUNet(nn.Module):
         self.register_buffer("empty_text", empty_text, persistent=False)
         self.register_buffer("signature", signature(self.unet))
         self.register_load_state_dict_pre_hook(check_signature)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def absent(cls, weights: str, subfolder: str) -> str:
+        """See `HubWeights.absent`."""
+        from diffusers import UNet2DConditionModel
+
+        return missing_files(UNet2DConditionModel, f"{weights}/{subfolder}")
 
     def train(self, mode: bool = True) -> "ControlledUNet":
         """Sets the mode of the ControlNet; the UNet stays in evaluation mode."""
@@ -126,7 +134,7 @@ def text_encoder(weights: str) -> Any:
     """The frozen `CLIPTextModel` in `weights`."""
     from transformers import CLIPTextModel
 
-    return frozen(CLIPTextModel, weights, subfolder="text_encoder", option=OPTION)
+    return frozen(CLIPTextModel, weights, subfolder="text_encoder")
 
 
 def embed(prompts: list[str], weights: str) -> Tensor:
@@ -136,15 +144,14 @@ def embed(prompts: list[str], weights: str) -> Tensor:
         FileNotFoundError: encoder or tokenizer are missing and cannot be downloaded.
         ValueError: encoder and tokenizer do not fit each other.
     """
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
     encoder = text_encoder(weights)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(weights, subfolder="tokenizer")
     except (OSError, TypeError) as error:
         raise FileNotFoundError(
-            f"{weights}/tokenizer: expected vocab.json, merges.txt and tokenizer_config.json. "
-            + missing_files(CLIPTextModel, f"{weights}/text_encoder", OPTION)
+            f"weights: {weights}/tokenizer: expected vocab.json, merges.txt and tokenizer_config.json. {DOWNLOAD}"
         ) from error
 
     if len(tokenizer) != encoder.config.vocab_size:
@@ -177,5 +184,5 @@ def check_signature(module: nn.Module, state: dict[str, Any], prefix: str, *unus
     if not torch.allclose(stored.to(own), own, rtol=BFLOAT16, atol=1e-5):
         raise ValueError(
             "this ControlNet was trained for another base: the weights of the Stable Diffusion UNet differ; give the "
-            f"base that it was trained for as {OPTION}"
+            "base that it was trained for as the network's `weights`"
         )

@@ -48,6 +48,7 @@ class ADMUNet(nn.Module):
         ValueError: `img_resolution` cannot be halved as often as there are levels.
     """
 
+    global_statistics = True  # of its GroupNorms, and its attention
     conditioning = "log_sigma"
 
     def __init__(

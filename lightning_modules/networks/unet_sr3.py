@@ -49,6 +49,7 @@ class SR3UNet(nn.Module):
     """
 
     middle_attention = "mid.0.attn"
+    global_statistics = True  # of its GroupNorms, and its attention
 
     def __init__(
         self,

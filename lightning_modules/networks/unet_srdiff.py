@@ -153,6 +153,7 @@ class SRDiffUNet(nn.Module):
 
     Attributes:
         stride: Height and width of an input must be multiples of it.
+        smallest: Height and width of an input must be at least this.
         conditioning: The label is the index of the step.
 
     Raises:
@@ -181,6 +182,8 @@ class SRDiffUNet(nn.Module):
 
         self.channels = channels
         self.stride = 2 ** (len(channel_mults) - 1)
+        self.global_statistics = attention
+        self.smallest = 2 * self.stride  # reflection at the lowest level
         widths = [channels * mult for mult in channel_mults]
 
         used = encoder_channels * ((encoder_blocks + 1) // 3)

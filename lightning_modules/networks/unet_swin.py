@@ -408,6 +408,7 @@ class UNetSwin(nn.Module):
     conditioning = "index"
 
     middle_attention = "middle_block.1.blocks.0"
+    global_statistics = True  # of its GroupNorms
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """SkipDiff's policy: a small recurrent convolutional network that decides, per image, whether a fine step runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -27,7 +27,9 @@ class SkipPolicy(nn.Module):
         kernels: Kernel sizes of the convolutions, odd.
         resize: Side in pixels of the square that the sample is resized to.
         hidden: Features that a linear projection gives the GRU; None for the flattened features, as published.
-        norm: Normalization after each convolution; `batch` is the published one.
+        norm: Normalization after each convolution; `batch` is the published one. `batch_image` is the same in training,
+            and in evaluation takes the statistics of each image by itself instead of running ones, as the released
+            code does, which tests single images in training mode.
         decisions: Number of decisions that the index embedding has entries for; None for no embedding, as published.
 
     Raises:
@@ -42,7 +44,7 @@ class SkipPolicy(nn.Module):
         resize: int = 128,
         *,
         hidden: int | None = 256,
-        norm: Literal["none", "group", "batch"] = "group",
+        norm: Literal["none", "group", "batch", "batch_image"] = "group",
         decisions: int | None = 10,
     ) -> None:
         super().__init__()
@@ -136,8 +138,23 @@ class SkipPolicy(nn.Module):
 
 def _norm(kind: str, channels: int) -> nn.Module:
     """The normalization layer; an identity for `none`, because checkpoints name layers by their position."""
-    layers = {"none": nn.Identity(), "group": nn.GroupNorm(1, channels), "batch": nn.BatchNorm2d(channels)}
-    return layers[kind]
+    layers: dict[str, Callable[[], nn.Module]] = {
+        "none": nn.Identity,
+        "group": lambda: nn.GroupNorm(1, channels),
+        "batch": lambda: nn.BatchNorm2d(channels),
+        "batch_image": lambda: ImageStatistics(channels),
+    }
+    return layers[kind]()
+
+
+class ImageStatistics(nn.BatchNorm2d):
+    """Batch norm that in evaluation takes the mean and variance of each image by itself, as for a batch of one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B,C,h,w]`, normalised."""
+        if self.training:
+            return super().forward(x)
+        return functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
 def _halved(side: int, times: int) -> int:

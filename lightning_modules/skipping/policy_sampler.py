@@ -1,16 +1,21 @@
 """A trained skip policy as the sampler of another method."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lightning_modules.checkpoint import CheckpointError, asking_for, model_config, read_checkpoint
+from lightning_modules.checkpoint import asking_for, no_file
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.randomness import Randn
 from lightning_modules.diffusion.samplers import AfterStep
 from lightning_modules.skipping.policy import SkipPolicy
 from lightning_modules.skipping.sampler import PolicyDecider, SkipSampler
+from lightning_modules.skipping.stored_policy import stored_policy, weights_of
 
+POLICY = "a policy that SkipDiff trained", "--model.init_args.sampler.init_args.checkpoint"
 SKIPDIFF = "lightning_modules.skipdiff.SkipDiff"
 
 
@@ -25,22 +30,20 @@ class PolicySampler(SkipSampler):
     """
 
     def __init__(self, checkpoint: str) -> None:
-        with asking_for("a policy that SkipDiff trained", "--model.init_args.sampler.init_args.checkpoint"):
-            content = read_checkpoint(checkpoint)
-            config = model_config(content, checkpoint)
-        arguments, state = config["init_args"], content["state_dict"]
-        if config["class_path"] != SKIPDIFF:
-            raise CheckpointError(f"{checkpoint}: holds {config['class_path']}, not a skip policy (SkipDiff)")
-
-        # Parameters are named `policy.*` in SkipDiff, whose other tensors are not needed here.
+        with asking_for(*POLICY):
+            arguments, state = stored_policy(checkpoint, SKIPDIFF)
         self.policy = SkipPolicy(**arguments["policy"].get("init_args", {}))
-        weights = {key.removeprefix("policy."): value for key, value in state.items() if key.startswith("policy.")}
-        self.policy.load_state_dict(weights)
+        self.policy.load_state_dict(weights_of(state))
         self.policy.eval().requires_grad_(False)
 
         self.checkpoint, self.levels = checkpoint, state["levels"]
         plan = {name: arguments[name] for name in ("coarse_steps", "fine_steps", "skip", "start") if name in arguments}
-        super().__init__(PolicyDecider(self.policy, greedy=True), **plan)
+        super().__init__(PolicyDecider(self.policy), **plan)
+
+    @classmethod
+    def missing(cls, arguments: Mapping[str, Any], **_: Any) -> str | None:
+        """See `look_ahead.Part.missing`: the policy."""
+        return no_file(arguments["checkpoint"], *POLICY)
 
     def times(self, process: Process) -> tuple[Tensor, Tensor]:
         """See `SkipSampler.times`.

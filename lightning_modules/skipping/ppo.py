@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 def discounted_returns(rewards: Tensor, gamma: float) -> Tensor:
@@ -22,7 +22,7 @@ def discounted_returns(rewards: Tensor, gamma: float) -> Tensor:
 
 
 def standardize(values: Tensor, counted: Tensor, *, correction: int, eps: float, floor: float = 0.0) -> Tensor:
-    """Shifts and scales by the mean and standard deviation of the counted entries.
+    """Shifts and scales by the mean and standard deviation of the counted entries, those of all processes together.
 
     Args:
         values: `[K,B]`.
@@ -32,8 +32,20 @@ def standardize(values: Tensor, counted: Tensor, *, correction: int, eps: float,
         floor: Smallest standard deviation to divide by. When a policy has converged, advantages are almost equal, and
             dividing by their own deviation would amplify noise.
     """
-    chosen = values[counted]
-    return (values - chosen.mean()) / (chosen.std(correction=correction).clamp(min=floor) + eps)
+    mean, std = moments(values[counted], correction)
+    return (values - mean) / (std.clamp(min=floor) + eps)
+
+
+def moments(values: Tensor, correction: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, scalars, of the values `[N]` that all processes of a run have together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values.mean(), values.std(correction=correction)
+    sums = torch.stack([values.new_tensor(values.numel()), values.sum()]).double()
+    distributed.all_reduce(sums)
+    mean = sums[1] / sums[0]
+    squares = (values.double() - mean).square().sum()
+    distributed.all_reduce(squares)
+    return mean.to(values), (squares / (sums[0] - correction)).sqrt().to(values)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Rollouts:
         """Images `[B,3,H,W]` in [-1, 1] by decider, all from the same coarse chain and the same noise."""
         # The coarse chain is run once; each decider gets a fork of the same noise.
         with self.base.sampling(batch) as padded:
-            started, denoiser, randn, fill = self.base.prepare(padded)
+            started, denoiser, randn, fill = self.base.prepare(padded, self.plan)
             steps = self.plan.prepare(denoiser, randn, fill)
             states = {name: self.plan.refine(decider, steps.fork()) for name, decider in deciders.items()}
             return {name: trimmed(self.base.decode(state, started), batch) for name, state in states.items()}
@@ -69,7 +69,7 @@ class Rollouts:
             policy: The policy.
             count_forced: Whether the forced last decision enters the loss.
         """
-        decider = PolicyDecider(policy, greedy=False)
+        decider = PolicyDecider(policy, batch["key"])
         deciders: dict[str, Decider] = {"policy": decider}
         if self.reward.relative:
             deciders["all-run"] = Pattern([True] * self.plan.decisions)
@@ -121,7 +121,7 @@ class Rollouts:
             table.add(name, self._scores(measured[name], self.plan.evaluations(decider), all_run))
 
         with self.base.sampling(batch) as padded:
-            started, denoiser, randn, fill = self.base.prepare(padded)
+            started, denoiser, randn, fill = self.base.prepare(padded, self.plan)
 
             def visit(subset: Sequence[bool], state: Tensor) -> None:
                 image = trimmed(self.base.decode(state, started), batch)

@@ -74,17 +74,18 @@ class PolicyDecider(Decider):
 
     Args:
         policy: The policy.
-        greedy: Take the more likely action instead of drawing one with the global generator.
+        keys: A key for each image, which seeds the draws of its actions; None takes the more likely actions.
     """
 
-    def __init__(self, policy: SkipPolicy, greedy: bool) -> None:
+    def __init__(self, policy: SkipPolicy, keys: Sequence[str] | None = None) -> None:
         super().__init__()
-        self.policy, self.greedy = policy, greedy
+        self.policy, self.keys = policy, keys
 
     def begin(self, x: Tensor) -> None:
         """See `Decider.begin`."""
         super().begin(x)
         self.memory = self.policy.initial_state(x.shape[0], x.device)
+        self.draws = None if self.keys is None else KeyedNoise.of(self.keys, "decisions", x.device)
         self.observations: list[Tensor] = []
         self.actions: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -103,9 +104,11 @@ class PolicyDecider(Decider):
 
     def act(self, decision: int, logits: Tensor) -> Tensor:
         """The action for logits `[B,2]`, int64 `[B]`."""
-        if self.greedy:
+        if self.draws is None:
             return logits.argmax(dim=-1)
-        return torch.multinomial(logits.softmax(dim=-1), 1)[:, 0]
+        uniform = torch.special.ndtr(self.draws(torch.empty(len(logits), device=logits.device)))
+        skips: Tensor = uniform < logits.softmax(dim=-1)[:, SKIP]
+        return skips.long()
 
     def evaluation(self) -> Evaluation:
         """Log-probabilities, entropies and values of the recorded decisions, `[K,B]` each."""
@@ -277,7 +280,7 @@ class FineSteps:
         if not isinstance(self.randn, KeyedNoise):
             raise TypeError("only noise of KeyedNoise can be drawn again")
         after_step = None if self.after_step is None else self.after_step.fork()
-        return type(self)(self.skip, self.times, self.entry, self.denoiser, self.randn.fork(), after_step)
+        return type(self)(self.skip, self.times, self.entry, self.denoiser.fork(), self.randn.fork(), after_step)
 
     def __call__(self, x: Tensor, level: Tensor, decision: int, run: Tensor) -> tuple[Tensor, Tensor]:
         """One step for the images that run.

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError
 
 from callbacks.image_metrics import ExtraScores, ImageMetrics
-from datamodules.batch import to_pixels
+from datamodules.batch import Batch, make_batch, to_pixels
 from datamodules.folder import Folder
 from lightning_modules.metrics.lpips import LPIPS
 from lightning_modules.metrics.lr_consistency import LRConsistency, lr_psnr
@@ -26,7 +26,8 @@ from lightning_modules.metrics.score import FullReferenceScore, NoReferenceScore
 from lightning_modules.metrics.scorer import classic
 from lightning_modules.metrics.ssim import SSIM
 from lightning_modules.metrics.weights import WeightsError
-from tests.callbacks.small import SCALE, Colours, SmallData, SmallResolver, batch_of, trainer_of
+from tests.callbacks.small import SCALE, SIZE, Colours, SmallData, SmallResolver, batch_of, trainer_of
+from tests.datamodules.trees import save
 
 SET5 = {"psnr_y": 28.431, "ssim_y": 0.8113, "lpips": 0.3407}
 
@@ -86,18 +87,79 @@ def test_a_test_leaves_the_scores_of_each_image_and_what_defines_them(tmp_path: 
             "bicubic": pytest.approx(logged[f"val/bicubic/{name}"], rel=1e-6),
             "model": pytest.approx(mean, rel=1e-9),
         }
-    assert results["data"]["images"] == 5
+    assert results["data"]["count"] == 5
     assert results["method"]["sampler"] == "small-1"
     assert results["measured"]["border"] == SCALE
 
 
-def test_bicubic_scores_belong_to_the_enlarged_input() -> None:
-    callback, batch = ImageMetrics(baseline="spline"), batch_of("a")
-    callback.collect({"sr": batch["up"]}, batch)
+def test_bicubic_is_matlabs_whatever_the_model_is_given() -> None:
+    batch = batch_of("a")
+    bicubic = make_batch((batch["lr"] + 1) / 2, ["a"], scale=SCALE, kernel="matlab")["up"]
+    batch["up"] = torch.nn.functional.interpolate(batch["lr"], scale_factor=SCALE, mode="nearest")
+    callback = ImageMetrics()
+    callback.collect({"sr": bicubic}, batch)
     scores = callback.kept["a"].scores
-    assert {name: scores[f"spline/{name}"] for name in scores if "/" not in name} == {
+    assert {name: scores[f"bicubic/{name}"] for name in scores if "/" not in name} == {
         name: value for name, value in scores.items() if "/" not in name
     }
+
+
+def flat(keys: list[str], *, exact: list[str]) -> tuple[Batch, Tensor]:
+    """Flat pictures, and results that are off by 5 grey levels except for those named."""
+    hr = torch.zeros(len(keys), 3, SIZE, SIZE) - 1 / 255
+    lr = torch.zeros(len(keys), 3, SIZE // SCALE, SIZE // SCALE) - 1 / 255
+    sr = hr + torch.tensor([0.0 if key in exact else 10 / 255 for key in keys]).view(-1, 1, 1, 1)
+    return Batch(lr=lr, up=hr, key=keys, hr=hr), sr
+
+
+def test_a_flat_picture_leaves_both_means_and_is_named(tmp_path: Path) -> None:
+    class Flat(SmallResolver):
+        def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+            if batch["key"] == ["val/02", "val/03"]:
+                made, sr = flat(batch["key"], exact=["val/03"])
+                batch |= made
+                return {"sr": sr, "panels": {}}
+            return super().validation_step(batch, batch_idx)
+
+    logged = run(tmp_path, ImageMetrics(), method=Flat())
+    with (tmp_path / "scores/val-step-000000.csv").open() as file:
+        rows = {row["key"]: row for row in csv.DictReader(file)}
+    assert [key for key, row in rows.items() if row["bicubic/psnr_y"] == "inf"] == ["val/02", "val/03"]
+    results = json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert results["infinite"] == {"psnr_y": ["val/02", "val/03"], "psnr_rgb": ["val/02", "val/03"]}
+    assert "without those that are infinite" in results["measured"]["mean"]
+    for name, column in (("model", "psnr_y"), ("bicubic", "bicubic/psnr_y")):
+        others = [float(rows[key][column]) for key in ("val/00", "val/01", "val/04")]
+        assert results["means"]["psnr_y"][name] == pytest.approx(fmean(others)) and math.isfinite(fmean(others))
+    assert logged["val/psnr_y"] == pytest.approx(results["means"]["psnr_y"]["model"])
+    every = [float(row["ssim_y"]) for row in rows.values()]
+    assert results["means"]["ssim_y"]["model"] == pytest.approx(fmean(every)), "other scores keep all images"
+
+
+def test_only_flat_pictures_have_no_mean(tmp_path: Path) -> None:
+    class Perfect(SmallResolver):
+        def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+            made, sr = flat(batch["key"], exact=batch["key"])
+            batch |= made
+            return {"sr": sr, "panels": {}}
+
+    assert run(tmp_path, ImageMetrics(), method=Perfect())["val/psnr_y"] == math.inf
+    results = json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert results["means"]["psnr_y"] == {"bicubic": None, "model": None}
+
+
+def test_results_say_how_the_images_were_made(tmp_path: Path) -> None:
+    for index in range(2):
+        save(tmp_path / "photos" / f"{index}.png", index, 64, 72)
+    described = []
+    for options in ({}, {"val_crop": 48, "up_kernel": "nearest"}):
+        data = Folder(val=str(tmp_path / "photos"), scale=2, crop=2, num_workers=0, **options)
+        trainer_of(tmp_path, ImageMetrics()).validate(SmallResolver(), data, verbose=False)
+        described.append(results_in(tmp_path)["data"])
+    whole, centre = described
+    assert (whole["images"], centre["images"]) == ("whole", "centre 48x48")
+    assert whole["low_resolution"] == {"made by": "Bicubic", "scale": 2, "rounding": "once"}
+    assert (whole["up_kernel"], centre["up_kernel"]) == ("matlab", "nearest")
 
 
 def test_two_images_of_one_key_are_refused() -> None:
@@ -253,9 +315,13 @@ def test_a_set_is_compared_once_all_images_are_there(tmp_path: Path) -> None:
     logged = run(tmp_path, ImageMetrics([Colours(), Difference()]))
     assert logged["val/patches"] == logged["val/bicubic/patches"] == 25
     batches = [batch_of(f"val/{index:02d}") for index in range(5)]
+
+    def bicubic(batch: Batch) -> Tensor:
+        return make_batch((batch["lr"] + 1) / 2, batch["key"], scale=SCALE, kernel="matlab")["up"]
+
     colours = [
-        torch.cat([to_pixels(batch[name], batch["key"])[0].double().flatten(1).T[:5] / 255 for batch in batches])
-        for name in ("up", "hr")
+        torch.cat([to_pixels(image(batch), batch["key"])[0].double().flatten(1).T[:5] / 255 for batch in batches])
+        for image in (bicubic, lambda batch: batch["hr"])
     ]
     expected = float((colours[0].mean(0) - colours[1].mean(0)).norm())
     assert logged["val/bicubic/distance"] == pytest.approx(expected, rel=1e-5)

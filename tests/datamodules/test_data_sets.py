@@ -8,11 +8,14 @@ import shlex
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from PIL import Image
 
 from datamodules import celeba, div2k, ffhq, realsr
@@ -31,11 +34,12 @@ from datamodules.realsr import DRealSR, RealSR
 from datamodules.shard_folder import ShardFolder
 from datamodules.stream.shards import open_split
 from lightning_modules.cli import degradation as build_degradation
-from lightning_modules.config import CONFIGS
+from lightning_modules.config import CONFIGS, layers, read_yaml
 from tests.datamodules.configs import configured
 from tests.datamodules.trees import picture, save
 
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))
+PUBLISHED = [path for path in DATA if path.stem not in ("folder", "packed", "photos")]  # those are the user's
 
 
 def div2k_tree(raw: Path) -> None:
@@ -87,7 +91,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with every set raw and, below data/, packed as the configs expect it."""
     home = tmp_path_factory.mktemp("sets")
     div2k_tree(home / "div2k")
-    div2k.prepare(str(home / "div2k"), str(home / "data/div2k"), flickr2k=True, partial=True, workers=1)
+    div2k.prepare(str(home / "div2k"), str(home / "data/div2k"), flickr2k=True, leave_out=True, workers=1)
     realsr_tree(home / "RealSR(V3)")
     realsr.prepare(str(home / "RealSR(V3)"), str(home / "data/realsr"), workers=1)
     drealsr_tree(home / "DRealSR")
@@ -173,8 +177,8 @@ def carry_out(command: str) -> None:
     """Runs a packer's command line as it is written, on the small trees."""
     lightning, name, *words = shlex.split(command)
     assert (lightning, name) == ("lightning", "pack")
-    partial = ["--partial=true"] if words[0] in ("div2k", "celeba") else []
-    pack.main([*(WORDS.get(word, word) for word in words), *partial, "--workers=1"])
+    leave_out = ["--leave_out=true"] if words[0] in ("div2k", "celeba") else []
+    pack.main([*(WORDS.get(word, word) for word in words), *leave_out, "--workers=1"])
 
 
 def own(root: str) -> SRDataModule:
@@ -227,6 +231,37 @@ def test_a_benchmark_set_is_bicubic_whatever_the_training_was(name: str) -> None
     assert (type(degradation), vars(degradation)) == (Bicubic, {"scale": 4, "rounding": "once"})
 
 
+def takes(class_path: str) -> set[str]:
+    """The arguments of a data module's constructor, with those that `**options` hands on, without what it fixes."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(cast(type, locate(class_path)), fail_untyped=False)
+    return set(vars(parser.get_defaults()))
+
+
+@pytest.mark.parametrize("config", PUBLISHED, ids=lambda path: path.stem)
+def test_a_benchmark_leaves_nothing_open_that_scores_depend_on(config: Path) -> None:
+    """Else a config beneath it, or a checkpoint, would decide it without a word."""
+    data = [read_yaml(layer).get("data", {}) for layer in layers(config)]
+    (class_path,) = {entry["class_path"] for entry in data if "class_path" in entry}
+    said = {name for entry in data for name in entry.get("init_args", {})}
+    decisive = {"val_crop", "val_batch_size", "degradation", "paired", "attention"}
+    assert not decisive & takes(class_path) - said
+
+
+@pytest.mark.parametrize("name", ["set5", "set14", "b100", "urban100", "manga109"])
+def test_a_benchmark_is_the_same_over_any_training_config(name: str, tmp_path: Path) -> None:
+    cropped = tmp_path / "cropped.yaml"
+    settings = {"val_crop": 160, "val_batch_size": 7, "attention": "maps", "paired": True}
+    cropped.write_text(yaml.safe_dump({"data": {"init_args": settings}}))
+    below = [CONFIGS / "data" / "div2k_x4.yaml", PRESETS / "resshift.yaml", cropped]
+    assert configured(below).protocol()["images"] == "centre 160x160"
+
+    benchmark = CONFIGS / "data" / f"{name}.yaml"
+    alone, over = configured([benchmark]), configured([*below, benchmark])
+    assert alone.protocol() == over.protocol() and (over.val_batch_size, over.attention) == (1, None)
+    assert alone.protocol()["images"] == "whole"
+
+
 def test_a_test_set_has_nothing_to_train_on(prepared: Path) -> None:
     with pytest.raises(FileNotFoundError, match="Set5 is for test only"):
         BenchmarkSet(str(prepared / "data/benchmark")).train_dataloader()
@@ -234,7 +269,7 @@ def test_a_test_set_has_nothing_to_train_on(prepared: Path) -> None:
 
 def test_published_lr_is_packed_beside_hr(prepared: Path) -> None:
     out = prepared / "with_lr"
-    div2k.prepare(str(prepared / "div2k"), str(out), lr=4, partial=True, workers=1)
+    div2k.prepare(str(prepared / "div2k"), str(out), lr=4, leave_out=True, workers=1)
     sample = open_split(str(out), "div2k-train").sample(1, paired=True)
     expected = np.asarray(picture(1, 120, 180))[:, 60:]
     assert sample.lr is not None and np.array_equal(sample.lr, expected)
@@ -295,7 +330,7 @@ def test_absent_div2k_names_the_command_and_the_overlay(data: Callable[..., SRDa
 
 def test_div2k_with_missing_images_is_refused(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        PackError, match=r"DIV2K_train_HR: holds 2 images, the published set has 800; .*set partial to true"
+        PackError, match=r"DIV2K_train_HR: holds 2 images, the published set has 800; .*set leave_out to true"
     ):
         div2k.prepare(str(prepared / "div2k"), str(tmp_path), workers=1)
 

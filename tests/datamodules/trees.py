@@ -1,6 +1,7 @@
 """Small images, tars and sources for the tests of data."""
 
 import io
+import struct
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,3 +58,31 @@ class Numbers(Source):
 
     def describe(self, index: int) -> str:
         return f"n/{index}"
+
+
+def rgb_profile(red: tuple[float, ...], green: tuple[float, ...], blue: tuple[float, ...]) -> bytes:
+    """An ICC profile with primaries in XYZ (D50) and the tone curve of sRGB."""
+    curve = b"para" + struct.pack(">4xHH", 3, 0) + fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    tags = {
+        name: b"XYZ \0\0\0\0" + fixed(*value)
+        for name, value in zip((b"rXYZ", b"gXYZ", b"bXYZ"), (red, green, blue), strict=True)
+    }
+    tags |= {b"wtpt": b"XYZ \0\0\0\0" + fixed(*D50), b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
+    tags |= {
+        name: b"mluc" + struct.pack(">4xII2s2sII", 1, 12, b"en", b"US", 2, 28) + b"\0x" for name in (b"desc", b"cprt")
+    }
+    place, table, content = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, value in tags.items():
+        table += name + struct.pack(">II", place + len(content), len(value))
+        content += value + b"\0" * (-len(value) % 4)
+    header = struct.pack(">I4xI4s4s4s", place + len(content), 0x04300000, b"mntr", b"RGB ", b"XYZ ")
+    header += b"\0" * 12 + b"acsp" + b"\0" * 28 + fixed(*D50)
+    return header.ljust(128, b"\0") + table + content
+
+
+def fixed(*values: float) -> bytes:
+    return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+
+D50 = (0.9642, 1.0, 0.8249)
+DISPLAY_P3 = rgb_profile((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407))

@@ -1,7 +1,7 @@
 """What the base promises every method: noise by key, padding, checkpoints, YODA as a slot."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import CheckpointError, read_checkpoint
 from lightning_modules.config import load_method
+from lightning_modules.diffusion.flow import RectifiedFlow
 from lightning_modules.diffusion.parameterization import Clean, Epsilon, Noised
 from lightning_modules.diffusion.randomness import stable_seed
 from lightning_modules.diffusion.samplers import DDIM, Ancestral
@@ -28,7 +29,7 @@ def srdiff(region: YODA | None = None, **options: Any) -> SRDiff:
     torch.manual_seed(0)
     model = SRDiff(
         encoder=RRDBNet(4, 4, 2),
-        network=SRDiffUNet(4, 8, (1, 2), 4, 2),
+        network=options.pop("network", None) or SRDiffUNet(4, 8, (1, 2), 4, 2),
         process=VP(Cosine(10)),
         parameterization=options.pop("parameterization", Epsilon("index")),
         space=Residual(),
@@ -126,6 +127,75 @@ def test_prediction_of_a_large_image_recommends_tiles() -> None:
         model.predict_step(large, 0)
 
 
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (2, 40), (3, 5), (9, 2)])
+def test_an_image_below_what_the_network_needs_is_padded(height: int, width: int) -> None:
+    model = srdiff(network=SRDiffUNet(4, 8, (1, 2, 2, 2), 4, 2))
+    assert model.stride == 8 and model.network.smallest == 16
+    result = model.super_resolve(batch(1, height, width))
+    assert result.shape == (1, 3, 4 * height, 4 * width) and result.isfinite().all()
+
+
+def test_an_image_that_cannot_be_enlarged_is_a_failure_of_its_own() -> None:
+    model = srdiff(network=SRDiffUNet(4, 8, (1, 2, 2, 2), 4, 2))
+    (key, reason) = model.predict_step(batch(1, 1, 1), 0)["failed"].popitem()
+    assert key == "set/0" and "set/0: enlarged to 4x4 pixels, the image is smaller than the 8 pixels" in reason
+    assert model.predict_step({**batch(1), "skip": True}, 0) == {}
+
+
+def short_of_memory(model: SRDiff, pixels: int, error: type[RuntimeError] = torch.OutOfMemoryError) -> list[int]:
+    """Lets the network fail for inputs of more pixels; what it was given is in the list."""
+    given: list[int] = []
+
+    def look(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        given.append(arguments[0].shape[-2] * arguments[0].shape[-1])
+        if given[-1] > pixels:
+            raise error("DefaultCPUAllocator: can't allocate memory")
+
+    model.network.register_forward_pre_hook(look)
+    return given
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_what_does_not_fit_the_memory_is_tried_again_in_smaller_tiles(error: type[RuntimeError]) -> None:
+    model, images = srdiff(), batch(1, 70, 50)
+    given = short_of_memory(model, 128 * 128, error)
+    with pytest.warns(UserWarning, match="set/0: 200x280 pixels (at once|in tiles of 256 pixels) do not fit"):
+        result = model.predict_step(images, 0)["sr"]
+    assert given[0] == 200 * 280 and given[1] == 256 * 200 and max(given[2:]) == 128 * 128
+    assert torch.equal(result, srdiff(tile=128, overlap=16).super_resolve(images))
+    assert model.tiles is None, "the next image is tried at once"
+
+
+def test_what_fits_in_no_tiles_is_a_failure_and_other_errors_are_raised() -> None:
+    model = srdiff()
+    short_of_memory(model, 1)
+    with pytest.warns(UserWarning, match="do not fit the memory"):
+        assert "do not fit the memory, in small tiles neither" in model.predict_step(batch(1), 0)["failed"]["set/0"]
+    model.network.forward = lambda *_, **__: torch.zeros(2) @ torch.zeros(3)
+    model.network._forward_pre_hooks.clear()
+    with pytest.raises(RuntimeError, match=r"inconsistent tensor size|size mismatch"):
+        model.predict_step(batch(1), 0)
+
+
+def test_a_batch_of_the_wrong_kind_is_one_clear_error(tmp_path: Path) -> None:
+    model, good = srdiff(), batch(1)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"lr": good["lr"].permute(0, 2, 3, 1)}, r"lr: expected floats \[B,3,H,W\] in \[-1, 1\], got \[1, 6, 5, 3\]"),
+        ({"lr": good["lr"][0]}, r"lr: expected floats \[B,3,H,W\].*got \[3, 6, 5\].*make_batch makes a batch"),
+        ({"up": good["up"].to(torch.uint8)}, r"up: expected floats .* torch.uint8"),
+        ({"up": good["up"][..., :-1]}, "set/0: 19x24 is no whole multiple of 5x6"),
+        ({"key": ["a", "b"]}, "lr, up and key hold 1, 1 and 2 images"),
+    ]
+    for change, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            model.super_resolve({**good, **change})  # type: ignore[typeddict-item]
+    model.trained_scale = 2
+    with pytest.raises(
+        ValueError, match=r"set/0: the batch enlarges x4, but SRDiff was trained for x2: make the batch"
+    ):
+        model.super_resolve(good)
+
+
 def test_an_image_below_the_stride_is_named() -> None:
     model = srdiff()
     model.network.stride = 32
@@ -197,6 +267,60 @@ def test_preview_shows_the_map_and_its_masks() -> None:
     panels = srdiff(YODA(Sobel(), 0.1)).preview(batch())
     assert list(panels) == ["attention", "mask t=0.75", "mask t=0.5", "mask t=0.25"]
     assert all(panel.shape == (2, 1, 24, 20) for panel in panels.values())
+
+
+def test_a_regions_noise_is_its_own() -> None:
+    _, _, randn, fill = srdiff(YODA(Sobel(), 0.1)).prepare(batch())
+    like = torch.empty(2, 3, 4, 4)
+    assert fill is not None and not torch.equal(randn(like), fill.randn(like))
+
+
+def test_a_fork_of_a_fill_draws_the_same_noise_and_leaves_the_first_alone() -> None:
+    _, _, _, fill = srdiff(YODA(Sobel(), 0.1)).prepare(batch())
+    assert fill is not None
+    fork, like = fill.fork(), torch.empty(2, 3, 4, 4)
+    first = fork.randn(like)
+    assert torch.equal(first, fill.randn(like))
+    assert not torch.equal(first, fill.randn(like))
+
+
+# Training.
+
+
+def test_training_noises_the_spaces_target_towards_the_anchor() -> None:
+    model, images = srdiff(), batch()
+    model.space.encode_target = lambda image, up: torch.full_like(image, 0.25)  # type: ignore[method-assign]
+    model.process = RectifiedFlow(from_anchor=True, sigma=0.5)
+    model.process.noise = lambda like, randn=torch.randn_like: torch.full_like(like, 3.0)  # type: ignore[method-assign]
+    anchor = torch.full_like(images["up"], -1.0)
+    noised = model.noised(images, anchor)
+    t = noised.t.view(-1, 1, 1, 1).float()
+    torch.testing.assert_close(noised.x0, torch.full_like(anchor, 0.25))
+    torch.testing.assert_close(noised.x_t, ((1 - t) * 0.25 - t + 0.5 * t * 3.0).expand_as(anchor))
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_the_loss_is_the_weighted_distance_to_the_target(norm: Literal["l1", "l2"]) -> None:
+    model = srdiff()
+    model.norm = norm
+    model.parameterization.weight = lambda process, t: 2 * t  # type: ignore[method-assign]
+    noise, output = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    noised = Noised(x_t=noise, x0=noise, anchor=noise, noise=noise, t=t)
+    distance = (output - noise).abs() if norm == "l1" else (output - noise) ** 2
+    wanted = (distance * torch.tensor([1.0, 2.0]).view(-1, 1, 1, 1)).mean()
+    torch.testing.assert_close(model.diffusion_loss(noised, output, None), wanted)
+
+
+def test_all_losses_are_minimized() -> None:
+    model = srdiff()
+    model.losses = lambda batch, noised, output: {"more": torch.tensor(5.0)}  # type: ignore[method-assign]
+    torch.manual_seed(0)
+    with_more = model.training_step(batch(), 0)
+    torch.manual_seed(0)
+    loss = model.training_losses(batch()).losses["loss"]
+    assert isinstance(with_more, dict)
+    torch.testing.assert_close(with_more["loss"], loss + 5)
 
 
 # Weights.

@@ -1,5 +1,7 @@
 """The command line: composition, precedence, errors in one message, prediction from a checkpoint alone."""
 
+import json
+import logging
 import re
 import subprocess
 import sys
@@ -13,10 +15,13 @@ import torch
 import yaml
 from PIL import Image
 
+from datamodules.benchmark_sets import BenchmarkSet
 from lightning_modules.checkpoint import write_checkpoint
 from lightning_modules.cli import COMMANDS, main
 from lightning_modules.config import configured_model, read_command_line
+from lightning_modules.config_errors import ConfigError
 from lightning_modules.experiment import run
+from lightning_modules.metrics.psnr import PSNR
 from tests.tiny.experiments import CONFIGS, TINY, arguments, tiny_overlays
 
 SRDIFF = CONFIGS / "srdiff.yaml"
@@ -182,10 +187,31 @@ def test_a_failed_start_leaves_no_folder_and_last_names_the_newest_run(
 
 def test_last_continues_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run(["fit", *arguments(SRDIFF)])
+    run(["fit", *arguments(SRDIFF), "--checkpoint_every", "1"])
+    older = Path("runs/srdiff/version_0/checkpoints/step=2.ckpt").rename("runs/srdiff/version_0/checkpoints/older.ckpt")
     assert run(["fit", *arguments(SRDIFF), "--ckpt_path", "last", "--trainer.max_steps", "3"]).trainer.global_step == 3
     line = read_command_line(["test", "--experiment", "srdiff", "--ckpt_path=last"])
-    assert line.options[-1] == "--ckpt_path=runs/srdiff/version_1/checkpoints/last.ckpt"
+    assert line.options[-1] == "--ckpt_path=runs/srdiff/version_0/checkpoints/last.ckpt"
+    steps = [line.split(",")[0:3] for line in Path("runs/srdiff/version_0/metrics.csv").read_text().splitlines()]
+    assert len(steps) == 4, "one table, with each step once"
+
+    # From an older checkpoint a run of its own begins, which does not overwrite the newer one.
+    assert read_command_line(["fit", *arguments(SRDIFF), f"--ckpt_path={older}"]).run is None
+    newest = "runs/srdiff/version_0/checkpoints/last.ckpt"
+    assert read_command_line(["fit", *arguments(SRDIFF), f"--ckpt_path={newest}"]).run == "version_0"
+
+
+def test_checkpoint_every_reaches_what_writes_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ["--trainer.callbacks+=callbacks.ema.EMA"] if "ema" not in SRDIFF.read_text() else []
+    trained = run(["fit", *arguments(SRDIFF), *more, "--checkpoint_every", "1", "--trainer.max_steps", "1"])
+    assert (tmp_path / "runs/srdiff/version_0/checkpoints/step=1.ckpt").is_file()
+    saved = yaml.safe_load((tmp_path / "runs/srdiff/version_0/config.yaml").read_text())
+    assert saved["checkpoint_every"] == 1 and trained.trainer.global_step == 1
+    with pytest.raises(ConfigError, match="--checkpoint_every: must be at least 1, got 0"):
+        run(["fit", *arguments(SRDIFF), "--checkpoint_every", "0"])
+    with pytest.raises(ConfigError, match=r"--checkpoint_every: 0 of trainer\.callbacks write checkpoints"):
+        run(["fit", *arguments(SRDIFF), "--checkpoint_every", "1", "--trainer.callbacks", "null"])
 
 
 def test_best_is_what_the_run_monitored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,13 +299,56 @@ def test_a_model_refused_by_a_constructor_names_the_option(
     assert "stages: a cascade needs checkpoints" in said and "[--model.init_args.stages]" in said
 
 
+ENLARGING = {"scale": 4, "up_kernel": "matlab"}
+
+
 def test_data_of_another_class_take_from_the_checkpoint_only_how_images_are_enlarged(trained: Path) -> None:
     checkpoint = ["--ckpt_path", last(trained)]
     own = read_command_line(["test", *checkpoint]).stored["data"]
     assert own["class_path"] == "datamodules.photos.Photos" and own["init_args"]["val_crop"] == 64
     other = read_command_line(["test", *checkpoint, "--config", str(CONFIGS / "data" / "set5.yaml")]).stored["data"]
-    enlarging = {"scale": 4, "up_kernel": "matlab"}
-    assert other == {"class_path": "datamodules.benchmark_sets.BenchmarkSet", "init_args": enlarging}
+    assert other == {"class_path": "datamodules.benchmark_sets.BenchmarkSet", "init_args": ENLARGING}
+
+
+def test_another_set_of_the_same_class_takes_no_more(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+
+    def stored(command: str, *typed: str) -> dict[str, object]:
+        return dict(read_command_line([command, "--ckpt_path", last(trained), *typed]).stored["data"]["init_args"])
+
+    named = ["--config", str(CONFIGS / "data" / "photos.yaml")]
+    assert stored("test", *named) == stored("validate", *named) == ENLARGING, "the config says what is tested"
+    assert stored("fit", *named)["val_crop"] == 64, "a training goes on with what it had"
+    assert stored("test", "--data.init_args.num_workers", "0")["val_crop"] == 64
+    for command in ("test", "fit"):
+        assert stored(command, "--data.init_args.root", "elsewhere") == ENLARGING
+    assert re.search("was trained on other data; not taken over from there: .*val_crop", caplog.text)
+
+
+def test_a_benchmark_scores_what_the_benchmark_is_whatever_the_checkpoint_was_trained_with(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The crop of 64 that the checkpoint stores must not reach Set5, and bicubic's score is that of whole images."""
+    monkeypatch.chdir(tmp_path)
+    for index in range(5):
+        pixels = np.random.default_rng(index).integers(0, 256, (40, 44, 3), dtype=np.uint8)
+        path = tmp_path / "data/benchmark/Set5/HR" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).resize((88, 80), Image.Resampling.BICUBIC).save(path)
+    run(["test", "--ckpt_path", last(trained), "--config", str(CONFIGS / "data" / "set5.yaml")])
+    (results,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/*/results.json"))
+    assert results["protocol"]["images"] == "whole"
+    data = BenchmarkSet(str(tmp_path / "data/benchmark"), num_workers=0)
+    scores = []
+    for raw in data.test_dataloader():
+        batch = data.on_after_batch_transfer(raw, 0)
+        assert batch["hr"].shape[-2:] == (80, 88)
+        up, hr = (((batch[name] + 1) * 127.5).round().clamp(0, 255).double() / 255 for name in ("up", "hr"))
+        scores.append(float(PSNR("y")(up[..., 4:-4, 4:-4], hr[..., 4:-4, 4:-4])))
+    assert results["psnr_y"]["bicubic"] == pytest.approx(sum(scores) / 5, abs=1e-3)
 
 
 def predict(checkpoint: str, images: Path, out: Path) -> None:

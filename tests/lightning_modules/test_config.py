@@ -71,6 +71,11 @@ def test_several_inputs_are_several(tmp_path: Path) -> None:
     two = read_command_line(["predict", "--input", "a", "--input=b", "--output", "c"])
     assert one == {"predict": "a"} and two.asked["data"]["init_args"] == {"predict": ["a", "b"]}
     assert two.asked["trainer"]["callbacks"][0]["init_args"] == {"folder": "c"}
+    again = read_command_line(["predict", "--skip_existing", "--input", "a", "--output", "c"])
+    assert again.asked["trainer"]["callbacks"][0]["init_args"] == {"folder": "c", "skip_existing": True}
+    assert read_command_line(["predict", "--overwrite"]).asked["trainer"]["callbacks"][0]["init_args"] == {
+        "overwrite": True
+    }
     with pytest.raises(ConfigError, match="--output is given 2 times"):
         read_command_line(["predict", "--input", "a", "--output", "b", "--output", "c"])
 

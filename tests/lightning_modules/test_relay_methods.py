@@ -1,6 +1,7 @@
 """EDM and Relay Diffusion as methods: hooks, sampling, overlays."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from lightning_modules.networks.attention_maps import Constant, Sobel
 from lightning_modules.networks.unet_adm import ADMUNet
 from lightning_modules.networks.unet_sr3 import SR3UNet
 from lightning_modules.relay import Relay
+from tests.parity.harness import States
 
 
 def network(in_channels: int = 3) -> ADMUNet:
@@ -170,8 +172,18 @@ def test_yoda_keeps_waiting_pixels_at_the_low_resolution_image() -> None:
     images = batch()
     process = RelayProcess(sigma_start=0.5)
     model = method(region=YODA(Constant(0.0), lower_bound=1e-6), process=process, sampler=RelayHeun(30))
-    # Only below t = 1e-6, that is in no step, would a pixel diffuse: what comes out is the anchor.
-    assert torch.allclose(model.super_resolve(images), model.start_image(images).clamp(-1, 1), atol=1e-5)
+    _, denoiser, randn, fill = model.prepare(images)
+    states = States(fill)
+    model.sampler(denoiser, randn, states)
+    *waiting, last = states.kept
+
+    # The last step begins at the end of the ramp, where everything has joined; until then there is the anchor alone.
+    _, _, _, again = model.prepare(images)
+    assert again is not None
+    for state, (t, s) in zip(waiting, pairwise(model.sampler.grid(process)), strict=False):
+        anything = torch.full_like(state, 7.0)
+        torch.testing.assert_close(state, again(anything, t=t.expand(2), s=s.expand(2)), rtol=0, atol=0)
+    assert not torch.allclose(last.float(), denoiser.anchor, atol=1e-3)
     masked = method(region=YODA(Sobel(), lower_bound=0.3))
     assert not torch.allclose(masked.super_resolve(images), method().super_resolve(images))
     masked.training_step(images, 0)

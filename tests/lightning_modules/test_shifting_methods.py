@@ -202,6 +202,7 @@ def test_no_perceptual_network_is_loaded_to_predict(monkeypatch: pytest.MonkeyPa
 
 MODEL = "--model.init_args"
 VQ, RESTORER = f"{MODEL}.space.init_args.autoencoder.init_args.weights", f"{MODEL}.restorer_weights"
+BASE, DINO = f"{MODEL}.network.init_args.weights", f"{MODEL}.region.init_args.attention.init_args.weights"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,9 @@ VQ, RESTORER = f"{MODEL}.space.init_args.autoencoder.init_args.weights", f"{MODE
         ("resshift_pixel", f"{MODEL}.sampler.init_args.steps", "16", r"with 16: set the sampler's steps to 1 to 15"),
         ("dossr_pixel", f"{MODEL}.sampler.init_args.steps", "500", r"with 500: set the sampler's steps to 1 to 499"),
         ("resshift_pixel", f"{MODEL}.perceptual_weight", "1", r"vgg16-397923af\.pth.*perceptual_weight 0"),
-        ("resshift", VQ, "none", r"none: no VQModel.*config\.json.*lightning import .*--autoencoder"),
+        ("resshift", VQ, "none", rf"none: no VQModel.*config\.json.*lightning import .*--autoencoder.*\[{VQ}\]"),
+        ("dossr_sd21", BASE, "none", rf"none/unet: no UNet2DConditionModel.*hf download.*\[{BASE}\]"),
+        ("srdiff_yoda", DINO, "nobody/none", rf"nobody/none of the attention map are neither.*\[{DINO}\]"),
         ("dossr_sd21", RESTORER, "none.pth", rf"none\.pth: no such.*RealESRNet_x4plus\.pth.*{RESTORER}"),
     ],
 )

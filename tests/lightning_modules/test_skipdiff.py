@@ -308,6 +308,22 @@ def test_a_policy_sampler_refuses_the_checkpoint_of_another_method(base: Any) ->
         PolicySampler("none.ckpt")
 
 
+def test_training_can_start_from_a_policy(trained: tuple[SkipDiff, str], base: Any, tmp_path: Path) -> None:
+    model, path = trained
+    begun = skipdiff(base("image", "other.ckpt"), policy_weights=path)
+    train(begun, "image", 0, tmp_path)
+    for name, value in model.policy.state_dict().items():
+        assert torch.equal(begun.policy.state_dict()[name], value), name
+
+    larger = skipdiff(base("image"), policy=small_policy(hidden=16), policy_weights=path)
+    with pytest.raises(CheckpointError, match=r"policy\.ckpt: does not fit the policy as configured: .*size mismatch"):
+        train(larger, "image", 0, tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"none\.ckpt: no such checkpoint; .* as --model.init_args.policy_weights"
+    ):
+        train(skipdiff(base("image"), policy_weights="none.ckpt"), "image", 0, tmp_path)
+
+
 def test_another_base_is_refused(trained: tuple[SkipDiff, str], base: Any, tmp_path: Path) -> None:
     model, path = trained
     other = base("both", "other.ckpt", shift=1.0)
@@ -416,3 +432,15 @@ def test_minibatches_hold_whole_episodes(base: Any, tmp_path: Path) -> None:
     )
     trainer.fit(model, DataLoader(Stream("image"), batch_size=None))
     assert seen == [torch.Size([10, 8, 3, 16, 16])] * 8
+
+
+def test_random_skips_are_as_many_as_the_policys_own(base: Any) -> None:
+    """The forced last step does not count: a policy that skips all it may is compared with one that does the same."""
+    model = skipdiff(base("clock")).eval()
+    batch = images_of("clock", 8)
+    for runs, evaluations in ((False, 10), (True, 19)):
+        decider = Pattern([runs] * 10)
+        sr = model.rollouts.images(batch, {"policy": decider})["policy"]
+        model.table.reset()
+        model.rollouts.compare(batch, decider, sr, model.table)
+        assert model.table.rows()["random"]["evaluations"] == evaluations

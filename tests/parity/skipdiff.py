@@ -304,7 +304,7 @@ def check_test_rollout(fixture: Fixture, mode: str) -> Iterator[Comparison]:
     policy = policy_of(fixture.config["policy"], fixture.weights, "policy.").train(mode == "train")
     images, probs, evaluations = [], [], []
     for i in range(len(fixture.inputs["x_up"])):
-        decider = PolicyDecider(policy, greedy=True)
+        decider = PolicyDecider(policy)
         sampler, run = official_run(fixture, decider, slice(i, i + 1))
         images.append(run(sampler))
         probs.append(torch.stack(decider.logits).softmax(-1)[:, 0])

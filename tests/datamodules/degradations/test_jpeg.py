@@ -11,7 +11,13 @@ from scipy import stats
 from torch import Tensor
 
 from datamodules.degradations.image_batch import ImageBatch
-from datamodules.degradations.jpeg import JPEGDistribution, compress, quantisation_tables
+from datamodules.degradations.jpeg import (
+    JPEGDistribution,
+    compress,
+    downsample_chroma,
+    quantisation_tables,
+    upsample_chroma,
+)
 
 
 def photograph(height: int, width: int) -> np.ndarray:
@@ -78,3 +84,23 @@ def test_impossible_qualities_are_named() -> None:
         JPEGDistribution(jpeg_range=(30, 101), suffix="2")
     with pytest.raises(ValueError, match="quality"):
         compress(ImageBatch.from_tensor(torch.rand(1, 3, 16, 16)), [{"quality": 0}])
+
+
+def test_chroma_is_halved_and_enlarged_as_libjpeg_rounds() -> None:
+    totals = torch.tensor([[1.0, 1, 2, 2, 3, 3, 6, 6], [2, 2, 1, 1, 2, 2, 6, 6]])  # row by row of 2x2 cells
+    cells = torch.zeros(1, 1, 4, 8)
+    cells[..., ::2, :] = totals
+    images = ImageBatch.from_tensor(torch.zeros(1, 3, 4, 8))
+    # A cell of which the sum is n: (n + 1) // 4 in even columns, (n + 2) // 4 in odd ones.
+    halved = downsample_chroma(cells, images)
+    assert halved.pixels[0, 0].tolist() == [[0, 1, 1, 3], [1, 1, 1, 3]]
+    assert (halved.heights, halved.widths) == ([2], [4])
+
+    # Nearer neighbours count three times: rows 10 10 30 30 become sums of 4, and so do columns; + 8 or + 7, over 16.
+    chroma = ImageBatch.from_tensor(torch.tensor([[[[10.0, 20.0], [30.0, 50.0]]]]))
+    wanted = []
+    for near, far in (((10, 20), (10, 20)), ((10, 20), (30, 50)), ((30, 50), (10, 20)), ((30, 50), (30, 50))):
+        left, right = (3 * n + f for n, f in zip(near, far, strict=True))
+        row = [4 * left + 8, 3 * left + right + 7, 3 * right + left + 8, 4 * right + 7]
+        wanted.append([total // 16 for total in row])
+    assert upsample_chroma(chroma)[0, 0].tolist() == wanted

@@ -238,3 +238,20 @@ def test_the_test_preset_is_the_law_of_the_fixed_pairs(fixed_pairs: tuple[Tensor
     ours = degraded("resshift_test", fixed_pairs[0], epochs=6)
     for name, fixed in statistics_of(fixed_pairs[1]).items():
         assert stats.ks_2samp(fixed, ours[name]).pvalue > 0.01, name
+
+
+def test_each_stage_has_its_own_compression() -> None:
+    degradation = RealESRGAN(jpeg_range=(30.0, 40.0), jpeg_range2=(80.0, 90.0))
+    for i in range(50):
+        operations = degradation.recipe(f"{i}", epoch=0, seed=0)["operations"]
+        first, last = (one["quality"] for one in operations if one["name"] == "jpeg")
+        assert 30 <= first <= 40 and 80 <= last <= 90
+
+
+def test_the_classical_degradation_in_its_order() -> None:
+    degradation = BlurNoiseJPEG(aniso_prob=0.2)
+    drawn = [degradation.recipe(f"{i}", epoch=0, seed=0)["operations"] for i in range(1000)]
+    assert all(names(one) == ["blur", "resize", "noise", "jpeg"] for one in drawn)
+    assert all(one[1] == {"name": "resize", "factor": 1.0, "mode": "area"} for one in drawn)
+    elongated = sum(one[0]["kernel"] == "aniso" for one in drawn)
+    assert stats.binomtest(elongated, len(drawn), 0.2).pvalue > 1e-3

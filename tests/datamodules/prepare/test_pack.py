@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -109,6 +110,88 @@ def test_other_settings_are_refused_and_replaced_on_request(tmp_path: Path) -> N
         "set-train-000000.tar",
         "set-train-000001.tar",
     ]
+
+
+def test_images_replaced_by_others_of_the_same_size_are_packed_anew(tmp_path: Path) -> None:
+    source, out = folder_of(tmp_path / "in"), str(tmp_path / "out")
+    pack_folder(str(source), out, "set", workers=1)
+    before = contents(tmp_path / "out")
+    changed = bytearray((source / "0001.png").read_bytes())
+    changed += changed[-12:]  # a second IEND: readable, and then another image of as many bytes
+    (source / "0001.png").write_bytes(changed)
+    pack_folder(str(source), out, "set", overwrite=True, workers=1)
+    (source / "0001.png").write_bytes(changed[:-1] + b"?")
+    with pytest.raises(PackError, match="packed from other files"):
+        pack_folder(str(source), out, "set", workers=1)
+    pack_folder(str(source), out, "set", overwrite=True, workers=1)
+    assert open_split(out, "set-train").record(1).hr == bytes(changed[:-1] + b"?")
+    assert contents(tmp_path / "out") != before
+
+
+def test_overwriting_writes_anew_what_is_the_same(tmp_path: Path) -> None:
+    source, out = folder_of(tmp_path / "in"), tmp_path / "out"
+    pack_folder(str(source), str(out), "set", workers=1)
+    whole, shard = contents(out), out / "set-train-000000.tar"
+    shard.write_bytes(b"spoilt by hand")
+    pack_folder(str(source), str(out), "set", workers=1)
+    assert shard.read_bytes() == b"spoilt by hand"
+    pack_folder(str(source), str(out), "set", overwrite=True, workers=1)
+    assert contents(out) == whole
+
+
+@pytest.mark.parametrize("name", ["photos [2021]", "photos *", "a?", "[ab]"])
+def test_a_name_with_marks_of_patterns_is_a_name(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack_folder(str(folder_of(tmp_path / name, 2)), str(out), workers=1)
+    with pytest.raises(PackError, match="packed from other files or with other settings"):
+        pack_folder(str(folder_of(tmp_path / name, 3)), str(out), workers=1)
+    pack_folder(str(tmp_path / name), str(out), overwrite=True, per_shard=2, workers=1)
+    assert len(open_split(str(out), f"{name}-train")) == 3
+    pack_folder(str(tmp_path / name), str(out), overwrite=True, workers=1)
+    assert [path.name for path in out.glob("*.tar")] == [f"{name}-train-000000.tar"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "a+b", "a.tar", ""])
+def test_a_name_that_would_be_read_otherwise_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(PackError, match=f"name: {name!r} is no name for a set".replace("+", r"\+")):
+        pack_folder(str(folder_of(tmp_path / "in")), str(tmp_path / "out"), name, workers=1)
+
+
+def test_what_was_packed_is_counted_without_what_was_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack_folder(str(bad_folder(tmp_path / "in")), str(tmp_path / "out"), "t", leave_out=True, crop=24, workers=1)
+    packed = len(open_split(str(tmp_path / "out"), "t-train"))
+    line = f"{packed} samples of t-train (7 images) are in {tmp_path}/out; left out: 3 images and "
+    assert capsys.readouterr().out.startswith(line)
+    pack_folder(str(bad_folder(tmp_path / "in")), str(tmp_path / "out"), "t", leave_out=True, crop=24, workers=1)
+    assert capsys.readouterr().out.startswith(line), "a second time, when nothing is to be done"
+    pack_folder(str(folder_of(tmp_path / "good")), str(tmp_path / "out"), "g", workers=1)
+    assert capsys.readouterr().out == f"5 samples of g-train (5 images) are in {tmp_path}/out\n"
+
+
+def test_a_cut_photograph_and_one_too_large_are_left_out_on_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(tmp_path / "in", 2)
+    picture(0, 200, 300).save(tmp_path / "cut.jpg")
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    for number, kept in enumerate((3, 20, 160, 400, 900, len(whole) // 2)):
+        (tmp_path / "in" / f"cut{number}.jpg").write_bytes(whole[:kept])
+    Image.new("1", (4000, 1000)).save(tmp_path / "in" / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    with pytest.raises(PackError, match=r"cannot be packed \(set leave_out to true .*cut0\.jpg: not an image"):
+        pack_folder(str(tmp_path / "in"), str(tmp_path / "out"), workers=1)
+    pack_folder(str(tmp_path / "in"), str(tmp_path / "out"), leave_out=True, workers=1)
+    assert [entry.key for entry in read_index(tmp_path / "out/in-train-000000.tar").entries] == ["0000", "0001"]
+    for name in (*(f"cut{number}.jpg: " for number in range(6)), "large.png: has more than 2 megapixels"):
+        assert name in caplog.text
+
+
+def test_names_that_are_not_utf8_are_packed(tmp_path: Path) -> None:
+    save(tmp_path / os.fsdecode(b"in\xff") / os.fsdecode(b"caf\xe9.png"), 0)
+    pack_folder(str(tmp_path / os.fsdecode(b"in\xff")), str(tmp_path / "out"), workers=1)
+    assert open_split(str(tmp_path / "out"), "in%FF-train").record(0).key == "in%FF/caf%E9"
 
 
 def test_shards_of_a_killed_replacement_are_not_taken_for_the_old_ones(
@@ -301,6 +384,12 @@ def test_names_with_dots_and_folders_become_keys(tmp_path: Path) -> None:
     pack_folder(str(tmp_path / "in"), str(tmp_path / "out"), "set", workers=1)
     source = open_split(str(tmp_path / "out"), "set-train")
     assert [source.record(index).key for index in range(3)] == ["set/a/x_y", "set/b/x_bmp", "set/b/x_png"]
+    for name in ("same.png", "same.jpg", "same.jpg.png", "same_jpg.png"):
+        save(tmp_path / "same" / name, 0)
+    pack_folder(str(tmp_path / "same"), str(tmp_path / "out"), "same", workers=1)
+    source = open_split(str(tmp_path / "out"), "same-train")
+    keys = ["same/same_jpg", "same/same_jpg_png", "same/same_png", "same/same_jpg_png-2"]
+    assert [source.record(index).key for index in range(4)] == keys
 
 
 def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Shards, whole and damaged, here and behind a URL: what is read, what is refused, and what it says."""
 
 import functools
+import gzip
 import http.server
 import json
+import logging
 import pickle
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -299,3 +301,53 @@ def test_a_connection_that_breaks_leaves_no_half_shard(tmp_path: Path, monkeypat
         with pytest.raises(BadSample, match=r"closed after 100 of 10000 bytes"):
             source.record(0)
     assert not list((tmp_path / "cache").glob("*.tar"))
+
+
+HARMED: dict[str, Callable[[bytes], bytes]] = {
+    "a page that says 404": lambda content: b"<html><body>404 Not Found</body></html>" * 40,
+    "zero bytes": lambda content: b"",
+    "cut in half": lambda content: content[: len(content) // 2],
+    "cut between two members": lambda content: content[: 512 + -(-len(images(1)["0000.hr.png"]) // 512) * 512],
+    "no header within": lambda content: content[:-10240].rstrip(b"\0") + b"?" * 4096 + content[-10240:],
+    "gzipped": gzip.compress,
+    "two tars in one": lambda content: content + content,
+}
+
+
+@pytest.mark.parametrize("harm", HARMED)
+def test_a_damaged_shard_among_several_is_named(harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    urls = shards(tmp_path, 2, 2, 2)
+    harmed = Path(urls[1])
+    harmed.write_bytes(HARMED[harm](harmed.read_bytes()))
+    data = ShardFolder(str(tmp_path), train=f"{tmp_path}/x-train-{{000000..000002}}.tar", crop=8, num_workers=0)
+    data.sets["val"] = data.sets["train"]
+    with pytest.raises(DataError, match=r"val: an evaluation set must be complete, but .*x-train-000001\.tar: holds "):
+        data.val_dataloader()
+    with caplog.at_level(logging.WARNING):
+        data.train_dataloader()
+    assert f"{harmed}: holds " in caplog.text
+
+
+def test_a_shard_of_another_size_than_it_was_packed_is_named(tmp_path: Path) -> None:
+    for index in range(2):
+        save(tmp_path / "in" / f"{index}.png", index)
+    pack_folder(str(tmp_path / "in"), str(tmp_path / "out"), "x", "val", workers=1)
+    data = ShardFolder(str(tmp_path / "out"), val="x-val", num_workers=0)
+    assert [batch["key"] for batch in data.val_dataloader()] == [["x/0"], ["x/1"]]
+    write_tar(tmp_path / "out" / "x-val-000000.tar", images(2, size=(90, 120)))
+    with pytest.raises(DataError, match=r"x-val-000000\.tar: is \d+ bytes, not \d+ as it was packed"):
+        data.val_dataloader()
+
+
+def test_what_lies_beside_samples_is_none(tmp_path: Path) -> None:
+    beside = ("README", "README.md", "sub/readme.txt", "LICENSE.txt", "__meta__.json", "__index__/a.png")
+    hidden = ("._0000.hr.png", "sub/._0001.hr.png", "__MACOSX/0000.hr.png", ".DS_Store")
+    members = [(name, b"x") for name in (*beside, *hidden)]
+    source = ShardSource([str(write_tar(tmp_path / "x.tar", [*members, *images(2).items()]))], "x")
+    assert [source.record(index).key for index in range(len(source))] == ["x/0000", "x/0001"]
+    assert source.damage() == []
+
+
+def test_a_shard_whose_name_has_braces_is_meant_itself(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x {a,b}-train-000000.tar", images(1))
+    assert expand_braces(str(path)) == [str(path)]

@@ -1,5 +1,6 @@
 import math
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -294,3 +295,42 @@ def test_slides_that_do_not_fit_the_table_are_refused(arguments: dict[str, int])
 def test_name() -> None:
     assert DoSMultistep(5).name(published()) == "dos3-5"
     assert DoSMultistep(4, 1, final="reference").name(published()) == "dos1ref-4"
+
+
+def decay_error(third: Literal["published", "corrected"], steps: int) -> float:
+    """Error of order 3 over `steps` steps where the estimate is `exp(-ratio)` and the first two steps were exact."""
+    process = published()
+    sampler, anchor = DoSMultistep(5, third=third), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    width = 0.25 / steps
+    nodes = torch.linspace(0.35 + 2 * width, 0.1, steps + 3, dtype=torch.float64)[:, None]
+
+    def decay(x_t: Tensor, t: Tensor) -> Tensor:
+        return torch.exp(-noise_to_signal(process, t)).view(1, 1, 1, 1)
+
+    def solution(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        here, there = noise_to_signal(process, t), noise_to_signal(process, s)
+        ratios = there + (here - there) * (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+        integral = (2 * there**2 / ratios**3 * torch.exp(-ratios)).mean() * (here - there)
+        return process.kept_and_fresh(t, s)[0] / process.std(t) * x + process.alpha(s) * integral
+
+    x, memory = torch.full((1, 1, 1, 1), 0.8, dtype=torch.float64), ()
+    for index, (t, s) in enumerate(pairwise(nodes)):
+        if index == 2:  # what was stepped before only filled the memory
+            x, begin = torch.full_like(x, 0.8), t
+        denoiser = FakeDenoiser(process, anchor, decay)
+        x, memory = sampler.step(denoiser, x, memory, t=t, s=s, randn=torch.zeros_like)
+    return float((x - solution(torch.full_like(x, 0.8), begin, nodes[-1])).abs())
+
+
+@pytest.mark.parametrize(("third", "order"), [("published", 2.0), ("corrected", 3.0)])
+def test_the_published_third_order_converges_as_a_second_and_the_corrected_as_a_third(
+    third: Literal["published", "corrected"], order: float
+) -> None:
+    measured = math.log2(decay_error(third, 80) / decay_error(third, 160))
+    assert measured == pytest.approx(order, abs=0.1)
+
+
+def test_a_correction_belongs_to_order_three() -> None:
+    with pytest.raises(ValueError, match="third: corrected corrects order 3, and order is 2"):
+        DoSMultistep(5, order=2, third="corrected")
+    assert DoSMultistep(5, third="corrected").name(published()) == "dos3c-5"

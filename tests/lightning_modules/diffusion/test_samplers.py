@@ -325,3 +325,16 @@ def test_names_tell_an_unusual_share_of_noise() -> None:
 def test_a_share_of_noise_beyond_all_of_it_is_refused(solver: Callable[..., Sampler], eta: float) -> None:
     with pytest.raises(ValueError, match=rf"eta: {eta} is outside \[0, 1\]"):
         solver(5, eta=eta)
+
+
+def test_samples_at_different_times_step_as_they_do_alone() -> None:
+    """One of them arrives at the clean state, where no slope is left to correct with."""
+    process = VP(Linear(STEPS, 1e-4, 0.02))
+    x, anchor = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    denoiser = gaussian_denoiser(process, anchor)
+    t, s = torch.tensor([0.6, 0.1], dtype=torch.float64), torch.tensor([0.3, 0.0], dtype=torch.float64)
+    together, _ = Heun(4).step(denoiser, x, (), t=t, s=s, randn=torch.randn_like)
+    for i in (0, 1):
+        part = gaussian_denoiser(process, anchor[i : i + 1])
+        alone, _ = Heun(4).step(part, x[i : i + 1], (), t=t[i : i + 1], s=s[i : i + 1], randn=torch.randn_like)
+        torch.testing.assert_close(together[i : i + 1], alone)

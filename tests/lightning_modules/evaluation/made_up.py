@@ -42,7 +42,7 @@ def results_file(folder: Path, values: Mapping[str, Mapping[str, float]], **chan
             "config_sha256": "c",
         },
         "checkpoint": {"path": "x.ckpt", "sha256": f"weights {seed}"},
-        "data": {"up_kernel": "matlab", "hr_sha256": sha256_of(images), "lr_sha256": "l", "images": len(images)},
+        "data": {"up_kernel": "matlab", "hr_sha256": sha256_of(images), "lr_sha256": "l", "count": len(images)},
         "run": {"seed": seed, "device": "cpu"},
         "measured": {"pixels": "8 bits", "border": 4, "mean": "of the values of single images"},
         "definitions": {score: DEFINITIONS[score] for score in values},

@@ -23,11 +23,11 @@ IMAGES = 20
 def three(tmp_path: Path) -> list[str]:
     """Arguments for three methods with two seeds each."""
     listed = []
-    for name, quality in (("A", 28.0), ("B_2", 29.5), ("C", 29.0)):
+    for place, (name, quality) in enumerate((("A", 28.0), ("B_2", 29.5), ("C", 29.0))):
         for seed in (0, 1):
             values = {
-                "psnr_y": numbers(seed + 10, IMAGES, quality + 0.1 * seed),
-                "lpips": numbers(seed + 20, IMAGES, 40 - quality),
+                "psnr_y": numbers(seed + 10 * place, IMAGES, quality + 0.1 * seed, 0.5),
+                "lpips": numbers(seed + 10 * place + 50, IMAGES, 40 - quality, 0.1),
             }
             folder = tmp_path / f"{name}-{seed}"
             images = pictures(folder, list(values["psnr_y"])[:3], int(quality * 2))
@@ -97,12 +97,17 @@ def test_no_difference_has_a_large_p(tmp_path: Path) -> None:
 
 
 def test_scores_of_sets_and_infinite_values_stand_without_an_interval(tmp_path: Path) -> None:
-    results_file(tmp_path / "a", {"psnr_y": {"x": 30.0, "y": float("inf")}})
-    second = results_file(tmp_path / "b", {"psnr_y": {"x": 31.0, "y": 29.0}})
-    comparison = compared([f"a={tmp_path / 'a'}", f"b={second.path}"])
-    assert "∞" in markdown(scores_table(comparison))
+    infinite = float("inf")
+    means = {"psnr_y": {"model": None, "bicubic": None}}
+    results_file(tmp_path / "a", {"psnr_y": {"x": 30.0, "y": infinite}})
+    results_file(tmp_path / "b", {"psnr_y": {"x": 31.0, "y": 29.0}})
+    results_file(tmp_path / "all", {"psnr_y": {"x": infinite, "y": infinite}}, means=means)
+    comparison = compared([f"{name}={tmp_path / name}" for name in ("a", "b", "all")])
+    assert "| all | **∞** |" in markdown(scores_table(comparison))
     table = differences_table(comparison)
-    assert table is not None and dict(table.rows)["b"][0].text == "-∞"
+    assert table is not None
+    texts = {name: cells[0].text for name, cells in table.rows}
+    assert texts["b"].startswith("+1.000 [1.000, 1.000]") and texts["all"] == "-"
 
     for name in ("c", "d"):
         content: dict[str, Any] = {"means": {"fid": {"model": 3.5, "bicubic": 9.0}}}
@@ -226,11 +231,10 @@ def test_scores_are_chosen_and_missing_ones_said(tmp_path: Path) -> None:
 
 def test_readers_are_told_of_other_inputs_and_devices(tmp_path: Path) -> None:
     first = results_file(tmp_path / "first", VALUES)
-    data = {**first.content["data"], "lr_sha256": "other", "up_kernel": "pillow"}
+    data = {**first.content["data"], "lr_sha256": "other"}
     second = results_file(tmp_path / "second", VALUES, data=data, run={"seed": 0, "device": "GPU"}, name="C")
     comparison = compared([str(first.path), str(second.path)])
     assert [note.split(":")[0].split(" (")[0] for note in comparison.notes] == [
         "the methods were given low-resolution images of different pixels",
         "times were taken on different devices",
     ]
-    assert [method.label for method in comparison.methods][:2] == ["bicubic (matlab)", "bicubic (pillow)"]

@@ -76,7 +76,7 @@ def test_results_name_what_they_depend_on(one: Path, photos: Path) -> None:
     assert results["method"]["sampler"] == load_method(checkpoint).protocol()
     assert results["method"]["config"]["sampler"]["init_args"]["steps"] > 0
     assert results["data"]["config"]["test"] == str(photos)
-    assert results["data"]["images"] == IMAGES and results["data"]["degradation_seed"] == 0
+    assert results["data"]["count"] == IMAGES and results["data"]["degradation_seed"] == 0
     assert results["run"].keys() >= {"seed", "precision", "device", "torch", "commit", "sources_sha256"}
     assert len(results["rows"]) == IMAGES * len(results["definitions"])
 

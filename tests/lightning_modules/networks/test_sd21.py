@@ -117,7 +117,7 @@ def test_a_controlnet_knows_its_base(folder: Path) -> None:
     assert not target.load_state_dict(state, strict=False).unexpected_keys
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({key: value * 1.1 for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"another base.*network\.init_args\.weights"):
+    with pytest.raises(ValueError, match=r"another base.*network.s `weights`"):
         ControlledUNet(str(folder)).load_state_dict(state, strict=False)
 
 
@@ -167,13 +167,17 @@ def other_text(folder: Path) -> None:
         (
             remove_file,
             FileNotFoundError,
-            r"sd21/unet.*diffusion_pytorch_model\.safetensors.*network\.init_args\.weights",
+            r"sd21/unet.*diffusion_pytorch_model\.safetensors.*give the folder instead",
         ),
         (remove_encoder, FileNotFoundError, r"sd21/text_encoder.*config\.json and model\.safetensors"),
         (remove_tokenizer, (FileNotFoundError, ValueError), r"sd21/tokenizer.*vocab\.json"),
         (drop_weight, ValueError, r"sd21/unet lacks 1 weights.*conv_out\.bias"),
         (truncate, (ValueError, FileNotFoundError), "sd21/unet"),
-        (other_class, ValueError, r"sd21/unet/config\.json describes a UNet2DModel.*needs a UNet2DConditionModel"),
+        (
+            other_class,
+            ValueError,
+            r"sd21/unet/config\.json describes a UNet2DModel, where a UNet2DConditionModel is needed",
+        ),
         (other_width, ValueError, "sd21/unet"),
         (other_text, ValueError, "text encoder writes 8 channels, but the UNet reads 16"),
     ],
@@ -189,7 +193,7 @@ def test_unusable_weights_are_one_clear_error(
 def test_an_absent_base_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent/unet: no UNet2DConditionModel.*hf download"):
         ControlledUNet(str(tmp_path / "absent"))
-    with pytest.raises(FileNotFoundError, match=r"absent/vae: no AutoencoderKL.*autoencoder\.init_args\.weights"):
+    with pytest.raises(FileNotFoundError, match=r"weights: .*absent/vae: no AutoencoderKL.*give the folder instead"):
         KLAutoencoder(str(tmp_path / "absent"))
 
 

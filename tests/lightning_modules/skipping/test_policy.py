@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ def test_published_policy_has_the_published_size_and_names() -> None:
 
 
 def test_extended_policy_keeps_the_layer_numbers_whatever_the_norm() -> None:
-    for norm in ("none", "group", "batch"):
+    for norm in ("none", "group", "batch", "batch_image"):
         policy = SkipPolicy(norm=norm)
         assert isinstance(policy.state_encoder[3], nn.Conv2d)
     assert count(SkipPolicy()) < 0.9e6
@@ -59,6 +61,25 @@ def test_group_norm_decides_each_image_by_itself_and_batch_norm_does_not() -> No
         together, _, _ = policy.step(observation, policy.initial_state(4, observation.device), 0)
         single, _, _ = policy.step(observation[:1], policy.initial_state(1, observation.device), 0)
         assert torch.allclose(together[:1], single, atol=1e-6) == alone
+
+
+def test_image_statistics_are_those_of_batch_norm_on_a_single_image() -> None:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"channels": (4, 4), "kernels": (5, 3), "resize": 16, "hidden": 8}
+    policy, released = (SkipPolicy(**small, norm=norm) for norm in ("batch_image", "batch"))
+    policy.load_state_dict(released.state_dict())  # the same names
+    observation = torch.randn(4, 3, 16, 16)
+    memory = policy.initial_state(4, observation.device)
+
+    # In training it is batch norm itself.
+    wanted = released.train().step(observation, memory, 0)[0]
+    torch.testing.assert_close(policy.train().step(observation, memory, 0)[0], wanted, rtol=0, atol=0)
+
+    # The released code tests image by image, in training mode.
+    alone = torch.cat([released.step(observation[i : i + 1], memory[:1], 0)[0] for i in range(4)])
+    together = policy.eval().step(observation, memory, 0)[0]
+    torch.testing.assert_close(together, alone)
+    assert not torch.allclose(released.eval().step(observation, memory, 0)[0], alone, atol=1e-3)
 
 
 def test_observation_is_the_sample_itself_at_its_own_size() -> None:

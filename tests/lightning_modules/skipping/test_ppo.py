@@ -98,3 +98,52 @@ def test_explained_variance_is_one_for_a_perfect_critic() -> None:
 def test_senseless_coefficients_are_refused(clip: float, gamma: float) -> None:
     with pytest.raises(ValueError, match="clip must be positive and gamma"):
         Objective(clip=clip, gamma=gamma)
+
+
+def test_the_loss_is_the_sum_of_its_terms() -> None:
+    """One decision in each of four episodes, by hand."""
+    probabilities = torch.tensor([[[0.25, 0.75], [0.5, 0.5], [0.9, 0.1], [0.2, 0.8]]], dtype=torch.float64)
+    values = torch.tensor([[1.0, 3.0, 2.0, 0.0]], dtype=torch.float64)
+    now = Evaluation.of(probabilities.log(), values, torch.tensor([[1, 0, 1, 1]]))
+    assert now.logprob.exp()[0].tolist() == pytest.approx([0.75, 0.5, 0.1, 0.8])
+    entropies = [-sum(p * math.log(p) for p in row) for row in probabilities[0].tolist()]
+    assert now.entropy[0].tolist() == pytest.approx(entropies)
+
+    targets = torch.tensor([[2.0, 1.0, 1.0, 2.0]], dtype=torch.float64)
+    old = torch.tensor([[0.5, 0.5, 0.2, 0.5]], dtype=torch.float64).log()  # ratios 1.5, 1, 0.5 and 1.6
+    raw = torch.tensor([1.0, -2.0, -1.0, 2.0], dtype=torch.float64)
+    advantage = (raw / raw.std(correction=0)).tolist()  # of mean 0
+    # What raises the reward is held at 1.2; what lowers it counts at 0.8 where it has become rarer than that.
+    policy = -(1.2 * advantage[0] + advantage[1] + 0.8 * advantage[2] + 1.2 * advantage[3]) / 4
+    value, entropy = (1 + 4 + 1 + 4) / 4, sum(entropies) / 4
+
+    objective = Objective(clip=0.2, value_weight=0.5, entropy_weight=0.1)
+    loss = objective.loss(now, old_logprob=old, targets=targets, counted=torch.ones(1, 4, dtype=torch.bool))
+    assert loss.policy.item() == pytest.approx(policy)
+    assert (loss.value.item(), loss.entropy.item()) == (pytest.approx(value), pytest.approx(entropy))
+    assert loss.total.item() == pytest.approx(policy + 0.5 * value - 0.1 * entropy)
+    assert loss.kl.item() == pytest.approx(sum(r - 1 - math.log(r) for r in (1.5, 1.0, 0.5, 1.6)) / 4)
+    assert (loss.clipped.item(), loss.ratio_deviation.item()) == (0.75, pytest.approx(0.6))
+    assert loss.explained_variance.item() == pytest.approx(1 - 2.5 / 0.25)
+
+
+def test_released_returns_are_standardized_together_before_the_critic() -> None:
+    rewards = torch.tensor([[0.0, 0.0], [1.0, 3.0]], dtype=torch.float64)
+    counted = torch.ones_like(rewards, dtype=torch.bool)
+    objective = Objective(gamma=0.5, normalize="return")
+    returns = torch.tensor([[0.5, 1.5], [1.0, 3.0]], dtype=torch.float64)
+    wanted = (returns - 1.5) / (returns.std(correction=1) + 1e-5)
+    targets = objective.targets(rewards, counted)
+    torch.testing.assert_close(targets, wanted)
+    values = torch.full_like(rewards, 0.25)
+    torch.testing.assert_close(objective.advantage(targets, values, counted), wanted - 0.25)
+
+
+def test_the_critic_learns_from_its_own_term_alone() -> None:
+    logits, values, actions, rewards = decisions()
+    counted = torch.ones_like(rewards, dtype=torch.bool)
+    now = Evaluation.of(logits, values, actions)
+    targets = Objective().targets(rewards, counted)
+    loss = Objective(value_weight=0.5).loss(now, old_logprob=now.logprob.detach(), targets=targets, counted=counted)
+    (gradient,) = torch.autograd.grad(loss.total, values)
+    torch.testing.assert_close(gradient, (values.detach() - targets) / values.numel())

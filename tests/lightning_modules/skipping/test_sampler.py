@@ -220,7 +220,7 @@ def test_forks_fill_a_region_with_the_same_noise(lr_noise: Literal["fresh", "fix
 
 def test_a_policy_decides_by_its_likelier_action_and_remembers() -> None:
     policy = SkipPolicy(channels=(4,), kernels=(3,), resize=8, hidden=4, decisions=5)
-    decider = PolicyDecider(policy, greedy=True)
+    decider = PolicyDecider(policy)
     sampler = SkipSampler(decider, 4, 20)
     sample(sampler, Network(3))
     evaluation, actions = decider.evaluation(), torch.stack(decider.actions)
@@ -236,10 +236,26 @@ def test_drawn_actions_follow_the_policy() -> None:
     with torch.no_grad():
         policy.actor[0].weight.zero_()
         policy.actor[0].bias.copy_(torch.tensor([0.25, 0.75]).log())
-    torch.manual_seed(0)
-    decider = PolicyDecider(policy, greedy=False)
+    decider = PolicyDecider(policy, [f"image {index}" for index in range(4000)])
     decider.begin(torch.zeros(4000, 3, 8, 8))
     assert decider.choose(0, torch.zeros(4000, 3, 8, 8)).float().mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_the_draws_of_an_image_are_its_own() -> None:
+    policy, keys, x = (
+        SkipPolicy(channels=(4,), kernels=(3,), resize=8, hidden=4),
+        list("abcdefgh"),
+        torch.zeros(8, 3, 8, 8),
+    )
+
+    def draw(keys: list[str]) -> Tensor:
+        decider = PolicyDecider(policy, keys)
+        decider.begin(x[: len(keys)])
+        return torch.stack([decider.choose(decision, x[: len(keys)]) for decision in range(6)])
+
+    together = draw(keys)
+    assert torch.equal(torch.cat([draw(keys[:3]), draw(keys[3:])], dim=1), together)
+    assert len({tuple(column.tolist()) for column in together.T}) > 4
 
 
 @pytest.mark.parametrize(

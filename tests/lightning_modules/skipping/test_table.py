@@ -28,11 +28,11 @@ def table_of(images: Tensor) -> SkipTable:
 def decisions_of(images: Tensor) -> Decisions:
     """What a policy decides on images of one value each."""
     torch.manual_seed(0)
-    decider = PolicyDecider(SkipPolicy(channels=(4,), kernels=(3,), resize=8, hidden=4, decisions=5), greedy=False)
+    policy = SkipPolicy(channels=(4,), kernels=(3,), resize=8, hidden=4, decisions=5)
     decisions = Decisions()
     for reward in images:
         x = reward.expand(1, 3, 8, 8)
-        torch.manual_seed(int(10 * reward))
+        decider = PolicyDecider(policy, [f"image {reward}"])
         decider.begin(x)
         with torch.no_grad():
             for k in range(5):
