@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning_modules import whole_file
@@ -141,6 +141,7 @@ class Cluster:
                 daemon.wait(30)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+                daemon.wait()
 
 
 @contextmanager
@@ -151,8 +152,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         slurm.start()
         yield slurm
     finally:
-        slurm("scancel", "--full", "--user=root")
-        time.sleep(3)
+        slurm("scancel", "--user=root")
+        with suppress(TimeoutError):
+            wait_for(lambda: not slurm("squeue", "-h"), 90, "empty queue")
         slurm.stop()
 
 
