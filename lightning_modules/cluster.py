@@ -3,6 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from torch import distributed
 
@@ -62,10 +63,11 @@ def join_restarted(backend: str) -> None:
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restart == "0" or distributed.is_initialized():
         return
+    c10d: Any = distributed  # whose stores are not in its stubs
     held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
     rank, address = int(os.environ["RANK"]), (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    store = distributed.TCPStore(*address, is_master=not held and rank == 0)
-    named = distributed.PrefixStore(f"restart {restart}", store)
+    store = c10d.TCPStore(*address, is_master=not held and rank == 0)
+    named = c10d.PrefixStore(f"restart {restart}", store)
     distributed.init_process_group(backend, store=named, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
 
 
