@@ -209,3 +209,27 @@ def test_steps_are_computed_in_double_precision() -> None:
     estimate = sampler.estimate(denoiser, x, t)
     assert (x.dtype, estimate.dtype, asked) == (torch.float64, torch.float64, [torch.float32])
     assert sampler(denoiser).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("churn", "share"), [(0.5, 0.1), (40.0, 2**0.5 - 1)])
+def test_churn_adds_its_noise_before_the_step(churn: float, share: float) -> None:
+    """Lines 4 to 6 of EDM's Algorithm 2: sigma grows by gamma within S_min and S_max; S_noise scales what is added."""
+    process, asked = EDMProcess(), Recorder(torch.zeros(1, 3, 4, 4))
+    sampler = EDMHeun(5, churn=churn, churn_range=(0.05, 50.0), churn_noise=1.5)
+    t, s = process.grid(5)[1:3, None]
+    x, sigma = images(1, 3, 4, 4).double(), process.std(t).item()
+    sampler.step(FakeDenoiser(process, asked.x0, asked), x, (), t=t, s=s, randn=torch.ones_like)
+    state, time = asked.calls[0]
+    raised = sigma * (1 + share)
+    torch.testing.assert_close(state, (x + 1.5 * math.sqrt(raised**2 - sigma**2)).float())
+    assert process.std(time).item() == pytest.approx(raised)
+
+    outside = (
+        EDMHeun(5, churn=churn, churn_range=(0.0, 0.9 * sigma)),
+        EDMHeun(5, churn=churn, churn_range=(1.1 * sigma, 90.0)),
+    )
+    for sampler in outside:
+        asked.calls.clear()
+        sampler.step(FakeDenoiser(process, asked.x0, asked), x, (), t=t, s=s, randn=torch.ones_like)
+        state, time = asked.calls[0]
+        assert torch.equal(state, x.float()) and torch.equal(time, t)
