@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 
-.PHONY: help install quickstart test lint types format clean
+.PHONY: help install quickstart test test-kills test-slurm test-torchrun lint types format clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install: $(VENV)/installed ## a virtual environment in .venv with the tested versions
 
@@ -22,6 +22,15 @@ quickstart: install ## train SRDiff + YODA on bundled photographs and enlarge tw
 
 test: install ## every test, offline
 	$(BIN)/python -m pytest -n 2
+
+test-kills: install ## 40 kills of one run, compared with the run that was left alone (about ten minutes)
+	$(BIN)/python -m tests.cluster.kills
+
+test-slurm: install ## a Slurm of two nodes on this machine: requeues, a dead node, the time limit (as root; slurm-wlm, munge)
+	$(BIN)/python -m tests.cluster.slurm
+
+test-torchrun: install ## a worker under torchrun that is killed, and one that hangs
+	$(BIN)/python -m tests.cluster.torchrun
 
 lint: install ## ruff
 	$(BIN)/ruff check .

@@ -3,6 +3,9 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
+
+from torch import distributed
 
 INTERACTIVE = ("bash", "interactive")  # job names of a shell, in which Lightning starts the processes itself
 
@@ -46,6 +49,26 @@ def processes() -> tuple[int, int] | None:
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", "1")))
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ["SLURM_NTASKS"]))
     return nodes, tasks // nodes
+
+
+def join_restarted(backend: str) -> None:
+    """Lets a process that torchrun has started again find the others; does nothing in others.
+
+    torchrun keeps its store for all restarts, and the addresses in it that the processes of an earlier start left. The
+    processes would wait for those; here each restart has names of its own.
+
+    Args:
+        backend: How the processes talk to each other: "nccl" or "gloo".
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart == "0" or distributed.is_initialized():
+        return
+    c10d: Any = distributed  # whose stores are not in its stubs
+    held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
+    rank, address = int(os.environ["RANK"]), (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    store = c10d.TCPStore(*address, is_master=not held and rank == 0)
+    named = c10d.PrefixStore(f"restart {restart}", store)
+    distributed.init_process_group(backend, store=named, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
 
 
 def _torchrun() -> str:

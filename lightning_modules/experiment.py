@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -22,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_modules.checkpoint import CheckpointError
 from lightning_modules.checkpoint_io import WholeCheckpointIO
-from lightning_modules.cluster import processes, under_slurm
+from lightning_modules.cluster import join_restarted, processes, under_slurm
 from lightning_modules.config import PARSER, CommandLine, read_command_line, take_option
 from lightning_modules.config_errors import ConfigError, Source, cause, parse, with_option
 from lightning_modules.look_ahead import lacking
@@ -211,6 +212,8 @@ class CLI(LightningCLI):
             if isinstance(logger, RunLog) and self.line.run is not None:
                 logger.go_on_in(self.line.run)
                 same_wandb_run(Path(logger.log_dir))
+        on_gpus = torch.cuda.is_available() and config.accelerator not in ("cpu",)
+        join_restarted("nccl" if on_gpus else "gloo")
         return super().instantiate_trainer(**kwargs)
 
     def before_test(self) -> None:

@@ -10,6 +10,7 @@ import urllib.request
 from contextlib import closing
 from functools import partial
 from http.client import HTTPException, HTTPResponse
+from itertools import count
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -19,8 +20,23 @@ from rich.progress import track
 from webdataset.gopen import gopen
 
 _log = logging.getLogger(__name__)
-_ATTEMPTS = 3
+PATIENCE = "DIFFSR_PATIENCE"  # seconds for which a server that does not answer is asked again; 600 by default
+_AT_START = 30.0  # seconds at most, for what is read before training: a mistyped address is to be seen soon
+_LONGEST_PAUSE = 30.0  # seconds between two attempts
+_WRONG = 3  # how often a file may come with another sha256
 _BLOCK = 1 << 20  # bytes
+
+
+class Unreachable(OSError):
+    """A server did not answer for as long as it was asked; nothing is known of its files."""
+
+
+class WrongContent(OSError):
+    """What a server sent is not the file that is looked for."""
+
+
+class NoSuchScheme(OSError):
+    """The address is of a kind that cannot be opened."""
 
 
 def cache_folder() -> Path:
@@ -46,7 +62,8 @@ def fetch(url: str, cache: Path, timeout: float, digest: str | None = None) -> P
             behind the same URL is downloaded again.
 
     Raises:
-        OSError: there is no such file (HTTP 4xx), or it could not be fetched in three attempts.
+        Unreachable: the server did not answer for `$DIFFSR_PATIENCE` seconds.
+        OSError: there is no such file (HTTP 4xx), or one of another sha256.
     """
     name = urlsplit(url).path.rpartition("/")[2][-80:]
     target = cache / f"{hashlib.sha256((digest or url).encode()).hexdigest()[:16]}-{name}"
@@ -55,7 +72,20 @@ def fetch(url: str, cache: Path, timeout: float, digest: str | None = None) -> P
 
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        return target if target.exists() else _download_in_attempts(url, target, timeout, digest)
+        return target if target.exists() else _download_in_attempts(url, target, timeout, patience(), digest)
+
+
+def patience() -> float:
+    """Seconds for which a server that does not answer is asked again.
+
+    Raises:
+        ValueError: `$DIFFSR_PATIENCE` is no number.
+    """
+    typed = os.environ.get(PATIENCE, "600")
+    try:
+        return float(typed)
+    except ValueError:
+        raise ValueError(f"{PATIENCE}: must be a number of seconds, got {typed}") from None
 
 
 def read(url: str, timeout: float) -> bytes:
@@ -65,20 +95,29 @@ def read(url: str, timeout: float) -> bytes:
         OSError: see `fetch`.
     """
     with tempfile.TemporaryDirectory(prefix="diffsr-") as folder:
-        return _download_in_attempts(url, Path(folder) / "content", timeout).read_bytes()
+        return _download_in_attempts(url, Path(folder) / "content", timeout, min(patience(), _AT_START)).read_bytes()
 
 
-def _download_in_attempts(url: str, target: Path, timeout: float, digest: str | None = None) -> Path:
-    for attempt in range(_ATTEMPTS):
-        time.sleep(2.0**attempt - 1)  # 0, 1 and 3 seconds
+def _download_in_attempts(url: str, target: Path, timeout: float, patience: float, digest: str | None = None) -> Path:
+    began, wrong = time.monotonic(), 0
+    for attempt in count(1):
         try:
             return download(url, target, timeout, digest)
         except OSError as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
                 raise
-            _log.warning("%s: attempt %d of %d failed: %s", url, attempt + 1, _ATTEMPTS, error)
-            failure = error
-    raise OSError(f"{url}: not fetched in {_ATTEMPTS} attempts: {failure}")
+            wrong += isinstance(error, WrongContent)
+            if wrong == _WRONG or isinstance(error, NoSuchScheme):
+                raise
+            pause, waited = min(2.0 ** (attempt - 1), _LONGEST_PAUSE), time.monotonic() - began
+            if waited + pause > patience:
+                raise Unreachable(
+                    f"{url}: not fetched in {attempt} attempts and {waited:.0f} s: {error}; go on when the server is "
+                    f"back, or let it be asked for longer than {PATIENCE}={patience:g} seconds"
+                ) from error
+            _log.warning("%s: attempt %d failed (%s); the next is in %g s", url, attempt, error, pause)
+            time.sleep(pause)
+    raise AssertionError("unreachable")
 
 
 def download(url: str, target: Path, timeout: float, digest: str | None = None, *, shown: bool = False) -> Path:
@@ -103,7 +142,7 @@ def download(url: str, target: Path, timeout: float, digest: str | None = None, 
         raise OSError(f"{url}: {error!r}") from error
 
     if digest is not None and sha256.hexdigest() != digest:
-        raise OSError(f"{url}: its sha256 is {sha256.hexdigest()}, not {digest}")
+        raise WrongContent(f"{url}: its sha256 is {sha256.hexdigest()}, not {digest}")
     part.replace(target)
     return target
 
@@ -115,5 +154,5 @@ def _open(url: str, timeout: float) -> IO[bytes]:
     try:
         stream: IO[bytes] = gopen(url, "rb")
     except ValueError as error:  # webdataset knows no such scheme, s3:// for one
-        raise OSError(f"{error}; give pipe:COMMAND, where COMMAND writes the file to its output") from error
+        raise NoSuchScheme(f"{error}; give pipe:COMMAND, where COMMAND writes the file to its output") from error
     return stream

@@ -20,8 +20,8 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from datamodules.images import SUFFIXES
-from datamodules.stream.remote import cache_folder, fetch, is_remote, read
-from datamodules.stream.sources import BadSample, Record, Source
+from datamodules.stream.remote import Unreachable, cache_folder, fetch, is_remote, read
+from datamodules.stream.sources import BadSample, DataError, Record, Source
 
 _NO_SAMPLE = re.compile(r"(^|/)(\.|__MACOSX/|__[^/]*__(\.|/|$)|(readme|licen[cs]e)\b)", re.IGNORECASE)
 _BLOCK = 1 << 20  # bytes
@@ -168,7 +168,8 @@ class ShardSource(Source):
         """Reads the image bytes of one sample.
 
         Raises:
-            BadSample: the shard is missing, truncated or unreachable, or the sample has no HR image or two.
+            BadSample: the shard is missing or truncated, or the sample has no HR image or two.
+            DataError: the shard's server does not answer.
         """
         shard, number = self._locate(index)
         try:
@@ -178,6 +179,8 @@ class ShardSource(Source):
             entry = tar.entries[number]
             self._check(entry, shard)
             return self._read(tar.path, entry)
+        except Unreachable as error:  # which says nothing of the sample: a resumed run would find it good
+            raise DataError(f"{self.describe(index)}: {error}") from error
         except OSError as error:
             raise BadSample(f"{self.describe(index)}: {error}") from error
 

@@ -50,8 +50,8 @@ class Parameterization(ABC):
         Raises:
             ValueError: `label` and `conditioning` differ.
         """
-        expected = getattr(network, "conditioning", self.label)
-        if self.label != expected:
+        expected = getattr(network, "conditioning", None)
+        if expected is not None and self.label != expected:
             raise ValueError(
                 f"the network has conditioning: {expected}, but the parameterization has label: {self.label}"
             )

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning_modules import whole_file
@@ -116,6 +116,7 @@ class Cluster:
             "DIFFSR_CACHE": str(self.folder / "cache"),
         }
         command = ["sbatch", "--parsable", "--nodes=2", *sbatch, str(script), *experiment(run, STEPS, VALIDATE, 1)]
+        command += ["--checkpoint_every", "5"]
         done = subprocess.run([*command, *options], env=environment, cwd=run, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -140,6 +141,7 @@ class Cluster:
                 daemon.wait(30)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+                daemon.wait()
 
 
 @contextmanager
@@ -150,8 +152,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         slurm.start()
         yield slurm
     finally:
-        slurm("scancel", "--full", "--user=root")
-        time.sleep(3)
+        slurm("scancel", "--user=root")
+        with suppress(TimeoutError):
+            wait_for(lambda: not slurm("squeue", "-h"), 90, "empty queue")
         slurm.stop()
 
 
@@ -231,7 +234,7 @@ def main() -> int:
         print(f"W&B ids: {len(ids)}, that in the run's folder: {(run / 'wandb_id.txt').read_text().strip() in ids}")
         good.append(len(ids) == 1)
 
-        job = slurm.submit(folders["died"], "--checkpoint_every", "5")
+        job = slurm.submit(folders["died"])
         run = run_of(folders["died"], job)
         wait_for(lambda: last_step(run) >= 15, 600, "step 15")
         slurm.daemons["n2"].kill()

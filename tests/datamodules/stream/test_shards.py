@@ -275,17 +275,41 @@ def test_an_absent_url_is_named(server: str, tmp_path: Path) -> None:
 
 
 def test_a_url_that_times_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setenv("DIFFSR_PATIENCE", "0.5")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar"
         source = ShardSource([url], "x", counts=[3], cache=tmp_path / "cache", timeout=0.1)
-        with pytest.raises(BadSample, match=r"x\.tar: not fetched in 3 attempts: .*timed out"):
+        with pytest.raises(DataError, match=r"x\.tar: not fetched in 1 attempts and 0 s: .*timed out.*PATIENCE=0\.5"):
             source.record(0)
     assert not list((tmp_path / "cache").glob("*.tar"))
 
 
+def test_an_outage_of_the_server_makes_no_sample_bad(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (url,) = shards(tmp_path, 2)
+    content = Path(url).read_bytes()
+
+    def come_back_after_two_failures(server: socket.socket) -> None:
+        for attempt in range(3):
+            connection, _ = server.accept()
+            connection.recv(1000)
+            if attempt == 2:
+                connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=come_back_after_two_failures, args=(server,), daemon=True).start()
+        remote = f"http://127.0.0.1:{server.getsockname()[1]}/x.tar"
+        source = ShardSource([remote], "x", counts=[2], cache=tmp_path / "cache", timeout=5)
+        with caplog.at_level("WARNING"):
+            assert source.record(1).key == "x/0001"
+    assert [record.message.split(": ")[1].split(" (")[0] for record in caplog.records] == [
+        "attempt 1 failed",
+        "attempt 2 failed",
+    ]
+
+
 def test_a_connection_that_breaks_leaves_no_half_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setenv("DIFFSR_PATIENCE", "0")
 
     def break_off(server: socket.socket) -> None:
         for _ in range(3):
@@ -298,7 +322,7 @@ def test_a_connection_that_breaks_leaves_no_half_shard(tmp_path: Path, monkeypat
         threading.Thread(target=break_off, args=(server,), daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/x.tar"
         source = ShardSource([url], "x", counts=[3], cache=tmp_path / "cache", timeout=5)
-        with pytest.raises(BadSample, match=r"closed after 100 of 10000 bytes"):
+        with pytest.raises(DataError, match=r"closed after 100 of 10000 bytes"):
             source.record(0)
     assert not list((tmp_path / "cache").glob("*.tar"))
 
