@@ -299,6 +299,23 @@ def test_training_noises_the_spaces_target_towards_the_anchor() -> None:
     torch.testing.assert_close(noised.x_t, ((1 - t) * 0.25 - t + 0.5 * t * 3.0).expand_as(anchor))
 
 
+def test_the_network_is_trained_on_what_the_region_shows() -> None:
+    model, images = srdiff(YODA(Constant(0.5), 0.1)), batch()
+    shown, seen = torch.full_like(images["up"], 0.5), []
+    model.region.training_input = lambda process, noised, mask: shown  # type: ignore[method-assign, union-attr]
+    model.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.training_losses(images)
+    assert len(seen) == 1 and torch.equal(seen[0], shown)
+
+
+@pytest.mark.parametrize(("share", "active"), [(0.7, 0.0), (0.5, 1.0)])
+def test_the_training_mask_goes_by_the_share_of_the_run(share: float, active: float) -> None:
+    model = srdiff(YODA(Constant(0.5), 0.1))
+    model.process.run_share = lambda t: torch.full_like(t, share)  # type: ignore[method-assign]
+    mask = model.training_losses(batch()).mask
+    assert mask is not None and (mask == active).all()
+
+
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_the_loss_is_the_weighted_distance_to_the_target(norm: Literal["l1", "l2"]) -> None:
     model = srdiff()

@@ -444,3 +444,5 @@ def test_random_skips_are_as_many_as_the_policys_own(base: Any) -> None:
         model.table.reset()
         model.rollouts.compare(batch, decider, sr, model.table)
         assert model.table.rows()["random"]["evaluations"] == evaluations
+        best = model.table.rows()["best static subset"]["evaluations"]
+        assert best == 9 + model.table.best_subset().count("1")  # the coarse chain without its last step
