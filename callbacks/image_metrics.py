@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks.evaluation import EvaluationCallback
-from datamodules.batch import Batch, make_batch, to_pixels
+from datamodules.batch import Batch, assembled, to_pixels
 from lightning_modules.metrics.colour_error import ColourError
 from lightning_modules.metrics.pixels import crop_border
 from lightning_modules.metrics.psnr import PSNR
@@ -148,7 +148,7 @@ class ImageMetrics(EvaluationCallback[Measured]):
 
         lr = (batch["lr"].double() + 1) / 2
         sr, scale = _unit(outputs["sr"], keys), outputs["sr"].shape[-1] // lr.shape[-1]
-        bicubic = _unit(make_batch(lr, keys, scale=scale, kernel="matlab")["up"], keys)
+        bicubic = _unit(assembled(lr, keys, scale=scale, kernel="matlab")["up"], keys)
         hr = _unit(batch["hr"], keys) if "hr" in batch else None
         self._border_used = scale if self.border is None else self.border
 
