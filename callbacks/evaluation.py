@@ -1,8 +1,11 @@
 """What is done with the images of a validation or a test, each image once, whatever process had it."""
 
+import contextlib
+import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import distributed
@@ -72,10 +75,22 @@ class EvaluationCallback(Callback, ABC, Generic[Value]):
         self._finish(trainer, pl_module, "test")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        kept, folder = gather_by_key(self.kept), Path(trainer.log_dir or ".")
+        kept = gather_by_key(self.kept)
         self.kept = {}
-        if kept and not trainer.sanity_checking:
-            self.conclude(trainer, pl_module, stage=stage, kept=kept, folder=folder)
+        with results_folder(trainer) as folder:
+            if kept and not trainer.sanity_checking:
+                self.conclude(trainer, pl_module, stage=stage, kept=kept, folder=folder)
+
+
+@contextlib.contextmanager
+def results_folder(trainer: Trainer) -> Iterator[Path]:
+    """The run's folder. A `fast_dev_run` writes as well, to a folder that is then removed: it leaves nothing."""
+    folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective call
+    if not cast(Any, trainer).fast_dev_run:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
 
 
 def gather_by_key(mine: dict[str, Value]) -> dict[str, Value]:

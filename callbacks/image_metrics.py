@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from callbacks.evaluation import EvaluationCallback
 from callbacks.kept_images import FOLDER, KeptImages
-from datamodules.batch import Batch, make_batch, to_pixels
+from datamodules.batch import Batch, assembled, to_pixels
 from lightning_modules.evaluation import cost
 from lightning_modules.evaluation.protocol import departures, read_protocol
 from lightning_modules.evaluation.provenance import described_data, provenance, sha256_of
@@ -124,7 +124,7 @@ class ImageMetrics(EvaluationCallback[Kept]):
 
         lr = (batch["lr"].double() + 1) / 2
         sr, scale = to_pixels(outputs["sr"], keys), outputs["sr"].shape[-1] // lr.shape[-1]
-        bicubic = to_pixels(make_batch(lr, keys, scale=scale, kernel="matlab")["up"], keys)
+        bicubic = to_pixels(assembled(lr, keys, scale=scale, kernel="matlab")["up"], keys)
         hr = to_pixels(batch["hr"], keys) if "hr" in batch else None
         self._border_used = scale if self.border is None else self.border
         measured = self.scorer.measure(

@@ -32,7 +32,7 @@ class NaNGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the run's folder now, because `log_dir` is a collective call, for which all processes must be here."""
-        self._folder = Path(trainer.log_dir or ".") / "nan"
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "nan"
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Checks the loss; if it is not finite, copies the weights before the optimizer changes them."""

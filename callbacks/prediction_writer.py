@@ -67,7 +67,7 @@ class PredictionWriter(BasePredictionWriter):
         A process that has no images to enlarge skips the prediction loop and would not take part later.
         """
         super().setup(trainer, pl_module, stage)
-        run = Path(trainer.log_dir or ".")
+        run = Path(trainer.log_dir or trainer.default_root_dir)
         self._target = run / "predictions" if self.folder is None else Path(self.folder).expanduser()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

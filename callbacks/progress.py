@@ -16,7 +16,8 @@ WINDOW = 20  # number of steps over which times are averaged
 class Progress(TQDMProgressBar):
     """Lightning's progress bar with the time of a step and the images per second over all processes.
 
-    If the output is not a terminal, such as a job's log file, a line every few steps replaces the bar.
+    If the output is not a terminal, such as a job's log file, a line every few steps replaces the bar, and one after
+    each validation and after the last step. Steps of the optimizer are counted, across epochs.
 
     Args:
         refresh_rate: Steps between updates of the bar. An update reads the loss, which waits for the device.
@@ -30,6 +31,7 @@ class Progress(TQDMProgressBar):
         self._seconds: deque[float] = deque(maxlen=WINDOW)
         self._images = 0  # images of one step, over all processes
         self._mark = perf_counter()  # end of the last step
+        self._step_shown = 0  # of the last line
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
@@ -46,6 +48,7 @@ class Progress(TQDMProgressBar):
         """Starts the timing."""
         super().on_train_start(*arguments)
         self._mark = perf_counter()
+        self._step_shown = arguments[0].global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -57,11 +60,21 @@ class Progress(TQDMProgressBar):
         self._images = len(batch["key"]) * trainer.world_size
 
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.lines and trainer.is_global_zero and (batch_idx + 1) % self.log_every_n_steps == 0:
+        due = trainer.global_step % self.log_every_n_steps == 0
+        if due and trainer.global_step > self._step_shown:
+            self._print_line(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the last line, unless it has just been printed."""
+        super().on_train_end(trainer, pl_module)
+        if trainer.global_step > self._step_shown:
             self._print_line(trainer, pl_module)
 
     def _print_line(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the step and the metrics in one line."""
+        """Prints the step and the metrics in one line, where lines are wanted."""
+        self._step_shown = trainer.global_step
+        if not (self.lines and trainer.is_global_zero):
+            return
         metrics = self.get_metrics(trainer, pl_module).items()
         values = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics]
         total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
@@ -70,6 +83,6 @@ class Progress(TQDMProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restarts the timing, so that validation does not count as part of a step."""
         super().on_validation_end(trainer, pl_module)
-        if self.lines and trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING:
             self._print_line(trainer, pl_module)
         self._mark = perf_counter()

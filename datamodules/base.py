@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from datamodules.batch import Batch, make_batch, signed
+from datamodules.batch import Batch, assembled, signed
 from datamodules.degradations.bicubic import Bicubic
 from datamodules.degradations.degradation import Degradation
 from datamodules.degradations.enlarge import Enlargement
@@ -225,15 +225,15 @@ class SRDataModule(LightningDataModule, ABC):
             hr = self.degradation.target(hr) if batch["training"] else hr
             lr = self._degrade(hr, batch)
 
-        assembled = self.assemble(lr, batch["key"], hr)
+        made = self.assemble(lr, batch["key"], hr)
         if "attention" in batch:
             grey = from_uint8(batch["attention"][:, :1])
-            assembled["attention"] = interpolate(grey, size=hr.shape[-2:], mode="bilinear", align_corners=False)
-        return assembled
+            made["attention"] = interpolate(grey, size=hr.shape[-2:], mode="bilinear", align_corners=False)
+        return made
 
     def assemble(self, lr: Tensor, key: list[str], hr: Tensor | None = None) -> Batch:
         """A `Batch` of images in [0,1]: `lr` is `[B,3,h,w]`, `hr`, if there is one, `[B,3,H,W]`."""
-        batch = make_batch(lr, key, scale=self.scale, kernel=self.up_kernel)
+        batch = assembled(lr, key, scale=self.scale, kernel=self.up_kernel)
         if hr is not None:
             batch["hr"] = signed(hr)
         return batch

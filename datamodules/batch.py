@@ -8,6 +8,8 @@ from torch import Tensor
 from datamodules.degradations.enlarge import Enlargement, enlarge
 from datamodules.degradations.levels import to_uint8
 
+_TOLERANCE = 1e-3  # of the range of images that a caller makes
+
 
 class Batch(TypedDict):
     """Images of one step, in [-1, 1] float32, `[B,C,H,W]`.
@@ -29,8 +31,52 @@ class Batch(TypedDict):
 
 
 def make_batch(lr: Tensor, key: list[str], *, scale: int, kernel: Enlargement) -> Batch:
-    """A batch without targets from low-resolution images `[B,3,h,w]` in [0, 1]."""
+    """A batch without targets, of images that a caller has made.
+
+    Args:
+        lr: Low-resolution images, floats `[B,3,h,w]` in [0, 1].
+        key: A name for each; its noise is a function of it.
+        scale: How many times larger each side becomes.
+        kernel: How `up` is made; a method expects the one that it was trained with.
+
+    Raises:
+        ValueError: the images are of another kind or range, the scale is no whole number, or names are missing.
+    """
+    _check_images(lr)
+    if isinstance(key, str) or len(key) != len(lr):
+        raise ValueError(f"key: expected a list of {len(lr)} names, one for each image, got {key!r}")
+    if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
+        raise ValueError(f"scale: expected a whole number of at least 1, got {scale!r}")
+    return assembled(lr, key, scale=scale, kernel=kernel)
+
+
+def assembled(lr: Tensor, key: list[str], *, scale: int, kernel: Enlargement) -> Batch:
+    """What `make_batch` makes, of images that need no check, which would wait for the device."""
     return Batch(lr=signed(lr), up=signed(enlarge(lr, scale=scale, kernel=kernel)), key=key)
+
+
+def _check_images(lr: Tensor) -> None:
+    expected = "lr: expected floats [B,3,h,w] in [0, 1]"
+    if not isinstance(lr, Tensor):
+        raise ValueError(
+            f"{expected}, got a {type(lr).__name__}; torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255"
+        )
+    if not lr.is_floating_point():
+        raise ValueError(f"{expected}, got {lr.dtype}; 8-bit pixels become such by .float() / 255")
+    if lr.ndim != 4 or lr.shape[1] != 3 or 0 in lr.shape:
+        way = ""
+        if lr.ndim == 3 and lr.shape[0] == 3:
+            way = "; a single image needs [None]"
+        elif lr.ndim in (3, 4) and lr.shape[-1] == 3:
+            way = "; the channels come before height and width: .movedim(-1, -3)"
+        elif lr.ndim == 4 and lr.shape[1] in (1, 4):
+            way = "; grey images need .expand(-1, 3, -1, -1)" if lr.shape[1] == 1 else "; leave the alpha channel out"
+        raise ValueError(f"{expected}, got {list(lr.shape)}{way}")
+    low, high = (float(value) for value in lr.detach().float().aminmax())
+    if not -_TOLERANCE <= low <= high <= 1 + _TOLERANCE:  # also where a value is NaN
+        way = "8-bit levels are divided by 255" if high > 2 else "images in [-1, 1] become such by (image + 1) / 2"
+        way = "it holds NaN" if low != low or high != high else way
+        raise ValueError(f"{expected}, got values from {low:.4g} to {high:.4g}; {way}, others are clamped")
 
 
 def signed(image: Tensor) -> Tensor:

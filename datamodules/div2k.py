@@ -10,6 +10,7 @@ from datamodules.prepare.plan import plan
 from datamodules.prepare.shard_writer import PackError, SplitSettings, summary, write_split
 from datamodules.shard_folder import ShardFolder
 
+_CROP, _STEP = 480, 240  # of training sub-images, as everywhere
 _DIV2K = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 _LICENCE = {
     "div2k": "DIV2K: for academic research purpose only, https://data.vision.ee.ethz.ch/cvl/DIV2K/",
@@ -58,6 +59,7 @@ class DIV2K(ShardFolder):
     """
 
     prepare = "lightning pack div2k RAW {root}"
+    packed_side = _CROP
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class DF2K(ShardFolder):
     """
 
     prepare = "lightning pack div2k RAW {root} --flickr2k true"
+    packed_side = _CROP
 
     def __init__(
         self,
@@ -110,8 +113,8 @@ def prepare(
     raw: str,
     out: str,
     flickr2k: bool = False,
-    crop: int | None = 480,
-    step: int | None = 240,
+    crop: int | None = _CROP,
+    step: int | None = _STEP,
     lr: int | None = None,
     leave_out: bool = False,
     overwrite: bool = False,

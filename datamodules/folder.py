@@ -73,9 +73,9 @@ class Folder(SRDataModule):
         """Makes a batch without `hr` of an image to enlarge; other batches are those of `SRDataModule`."""
         if "predict" not in batch:
             return super().on_after_batch_transfer(batch, dataloader_idx)
-        assembled = self.assemble(from_uint8(batch["predict"]), batch["key"])
-        assembled["path"] = batch["path"]
-        return assembled
+        made = self.assemble(from_uint8(batch["predict"]), batch["key"])
+        made["path"] = batch["path"]
+        return made
 
 
 def _given(split: str, paths: Sequence[str] | None) -> list[Path]:

@@ -25,6 +25,7 @@ class ShardFolder(SRDataModule):
     """
 
     prepare: ClassVar[str] = "lightning pack FOLDER {root} --name {name} --split {split}"
+    packed_side: ClassVar[int | None] = None  # of the sub-images that `prepare` makes; None for whole images
 
     def __init__(
         self,
@@ -66,5 +67,9 @@ class ShardFolder(SRDataModule):
     def _command(self, sets: str) -> str:
         name, _, split = sets.partition("+")[0].rpartition("-")
         family = name.partition("_")[0]
-        crop = self.train_crop.size
-        return self.prepare.format(root=self.root, name=name, split=split, family=family, crop=crop, scale=self.scale)
+        crop, scale = self.train_crop.size, self.scale
+        command = self.prepare.format(root=self.root, name=name, split=split, family=family, crop=crop, scale=scale)
+        if self.packed_side is None or crop <= self.packed_side:
+            return command
+        side = crop * 5 // 4 // scale * scale  # room for random places
+        return f"{command} --crop {side} --step {side // 2 // scale * scale}"

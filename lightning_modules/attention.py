@@ -6,7 +6,7 @@ from torch import Tensor
 from datamodules.batch import Batch
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.yoda import resize
-from lightning_modules.networks.attention_maps import AttentionMap
+from lightning_modules.networks.attention_maps import AttentionMap, normalise
 from lightning_modules.super_resolver import SuperResolver
 
 
@@ -27,10 +27,15 @@ class AttentionMapper(SuperResolver):
 
     @torch.no_grad()
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
-        """The map as a grey picture, `[B,3,h,w]` in [-1, 1]."""
+        """The map as a grey picture, `[B,3,h,w]` in [-1, 1].
+
+        It is normalised anew where it is brought to the size of the image: interpolation misses its extremes.
+        """
         height, width = batch["lr"].shape[-2:]
-        grey = resize(self.attention(batch["lr"]).float(), (height, width)) * 2 - 1
-        return grey.expand(-1, 3, -1, -1)
+        attention: Tensor = self.attention(batch["lr"]).float()
+        if attention.shape[-2:] != (height, width):
+            attention = normalise(resize(attention, (height, width)), self.attention.norm)
+        return (attention * 2 - 1).expand(-1, 3, -1, -1)
 
     def protocol(self) -> str:
         """The map's name."""

@@ -115,5 +115,6 @@ def check_predicts_noise(weights: str) -> None:
     if predicted != "epsilon":
         raise ValueError(
             f"weights: {weights}/scheduler: the prediction_type of these weights is {predicted}, but DoSSR needs "
-            "weights that predict noise (epsilon), such as stable-diffusion-2-1-base: give those as `weights`"
+            "weights that predict noise (epsilon), such as stable-diffusion-2-1-base: give those as the network's "
+            "`weights`"
         )

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -33,6 +34,7 @@ from lightning_modules.verify_resume import verify
 from lightning_modules.whole_file import whole_file
 
 WANDB_ID = "wandb_id.txt"  # in the run's folder: the id of its W&B run
+PRECISIONS = ("bf16-mixed", "16-mixed", "32-true", "None", "bf16", "16", "32")
 DESCRIPTIONS = {
     "fit": "Trains a method: --config EXPERIMENT.yaml, further --config files laid over it, single options. With "
     "--ckpt_path a run goes on; `last` is the newest last.ckpt of the experiment, `best` its best by the monitored "
@@ -161,14 +163,19 @@ class CLI(LightningCLI):
 
         Raises:
             CheckpointError: the scales disagree.
-            ConfigError: nothing writes checkpoints by steps; or this machine lacks something that the experiment needs,
-                all of which is listed.
+            ConfigError: the precision is not supported; nothing writes checkpoints by steps; or this machine lacks
+                something that the experiment needs, all of which is listed.
         """
         config, trained = self.config[self.config.subcommand], self.line.trained_scale
         scale = config.get("data.init_args.scale")
         if None not in (trained, scale) and trained != scale:
             raise CheckpointError(
                 f"{config.ckpt_path}: was trained for x{trained}, but the data is configured for x{scale}"
+            )
+        if str(config.trainer.precision) not in PRECISIONS:
+            raise ConfigError(
+                f"--trainer.precision {config.trainer.precision}: weights and coefficients are kept in float32 here; "
+                f"give one of {', '.join(PRECISIONS[:3])}"
             )
         if config.get("checkpoint_every") is not None:
             set_checkpoint_every(config.trainer.callbacks, config.checkpoint_every)
@@ -206,6 +213,8 @@ class CLI(LightningCLI):
             # `callbacks.interruptions` requeues; Lightning's handler also runs in data workers, with their old state.
             plugins.append(SLURMEnvironment(auto_requeue=False))
         kwargs |= {"plugins": plugins, **started_processes(config)}
+        if config.fast_dev_run:  # leaves nothing, but Lightning would write the last checkpoint
+            config.callbacks = [part for part in config.callbacks or [] if not isinstance(part, Checkpoint)]
 
         loggers = config.logger if isinstance(config.logger, list) else [config.logger]
         for logger in loggers:
@@ -215,6 +224,12 @@ class CLI(LightningCLI):
         on_gpus = torch.cuda.is_available() and config.accelerator not in ("cpu",)
         join_restarted("nccl" if on_gpus else "gloo")
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Makes `val_check_interval` count steps, as everything else does; Lightning counts batches."""
+        trainer = cast(Any, self.trainer)
+        if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch is None:
+            trainer.val_check_interval *= trainer.accumulate_grad_batches
 
     def before_test(self) -> None:
         """Refuses a model that nobody trained, whose results would look like any other's.
@@ -294,7 +309,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one command line for a user at a terminal; returns the exit code.
 
     Raises:
-        ConfigError: Lightning refuses the configuration.
+        ConfigError: Lightning or W&B refuses the configuration.
     """
     quieten()
     command, *options = arguments
@@ -305,6 +320,13 @@ def main(arguments: Sequence[str]) -> int:
         run(arguments)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb."):  # imported only where it is used
+            raise
+        raise ConfigError(
+            f"W&B: {' '.join(str(error).split())} Or keep the run on this machine with WANDB_MODE=offline, or leave "
+            "configs/logger/wandb.yaml out"
+        ) from error
     return 0
 
 

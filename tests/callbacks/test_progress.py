@@ -27,6 +27,22 @@ def test_a_log_file_gets_a_line_every_few_steps(tmp_path: Path, capsys: pytest.C
         assert re.search(r"val/psnr_y \d+.*val/bicubic/psnr_y \d+", line)
 
 
+def test_lines_are_counted_in_steps_across_epochs_and_end_with_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(**options: Any) -> list[str]:
+        progress = Progress(log_every_n_steps=5)
+        trainer_of(tmp_path, progress, max_epochs=-1, enable_progress_bar=True, **options).fit(
+            SmallResolver(), SmallData()
+        )
+        return [line.split()[0] for line in capsys.readouterr().out.splitlines() if " steps: " in line]
+
+    epochs = {"limit_train_batches": 2, "limit_val_batches": 0}
+    assert printed(max_steps=11, **epochs) == ["5/11", "10/11", "11/11"]
+    assert printed(max_steps=10, **epochs) == ["5/10", "10/10"]
+    assert printed(max_steps=6, accumulate_grad_batches=2, **epochs) == ["5/6", "6/6"]
+
+
 def test_a_terminal_gets_a_bar_with_loss_and_speed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

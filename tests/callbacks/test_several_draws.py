@@ -3,7 +3,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -33,5 +32,7 @@ def test_a_spread_in_the_way_is_found_before_anything_is_computed(tmp_path: Path
     made, trainer = writer(tmp_path)
     (tmp_path / "a_std.png").touch()
     made.on_predict_batch_start(trainer, SimpleNamespace(draws=1), {"key": ["a"]}, 0)
-    with pytest.raises(FileExistsError, match=r"a_std\.png"):
-        made.on_predict_batch_start(trainer, SimpleNamespace(draws=2), {"key": ["a"]}, 0)
+    assert not made.failures
+    batch: dict[str, Any] = {"key": ["a"]}
+    made.on_predict_batch_start(trainer, SimpleNamespace(draws=2), batch, 0)
+    assert batch["skip"] and "a_std.png: exists, and nothing is overwritten" in made.failures["a"]

@@ -7,6 +7,8 @@ import re
 import shlex
 import zipfile
 from collections.abc import Callable
+from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
 from typing import Any, cast
@@ -37,6 +39,7 @@ from lightning_modules.cli import degradation as build_degradation
 from lightning_modules.config import CONFIGS, layers, read_yaml
 from tests.datamodules.configs import configured
 from tests.datamodules.trees import picture, save
+from tests.tiny.experiments import EXPERIMENTS
 
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))
 PUBLISHED = [path for path in DATA if path.stem not in ("folder", "packed", "photos")]  # those are the user's
@@ -91,7 +94,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with every set raw and, below data/, packed as the configs expect it."""
     home = tmp_path_factory.mktemp("sets")
     div2k_tree(home / "div2k")
-    div2k.prepare(str(home / "div2k"), str(home / "data/div2k"), flickr2k=True, leave_out=True, workers=1)
+    for out in ("div2k", "df2k_640"):
+        div2k.prepare(str(home / "div2k"), str(home / "data" / out), flickr2k=True, leave_out=True, workers=1)
     realsr_tree(home / "RealSR(V3)")
     realsr.prepare(str(home / "RealSR(V3)"), str(home / "data/realsr"), workers=1)
     drealsr_tree(home / "DRealSR")
@@ -114,6 +118,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TRAINS = {  # config: images in an epoch of training, in validation, HR size and LR size of a validation image
     "div2k_x4": (4, 2, (480, 720), (120, 180)),
     "df2k_x4": (6, 2, (480, 720), (120, 180)),
+    "df2k_x4_640": (6, 2, (480, 720), (120, 180)),
     "realsr_x4": (2, 2, (512, 512), (128, 128)),
     "realsr_x4_full": (2, 2, (520, 540), (130, 135)),
     "drealsr_x4": (1, 1, (512, 512), (128, 128)),
@@ -151,6 +156,8 @@ def test_every_config_reads_what_was_prepared(config: Path, prepared: Path, monk
 
 
 WORDS = {  # what stands in the packers' commands for what a user has, and where the fixture below has it
+    "640": "480",  # the small trees have no larger images
+    "320": "240",
     "RAW": "raw",
     "FOLDER": "raw/DIV2K_train_HR",
     "FACES": "celeba_hq",
@@ -204,6 +211,40 @@ def test_commands_in_configs_prepare_what_they_name(config: Path, raw: Path) -> 
         carry_out(command)
     if commands:
         assert len(configured([config]).source("train"))
+
+
+def packed_side(command: str) -> int | None:
+    """The side of what a packer's command makes; None where it packs images as they are."""
+    lightning, pack_, first, *words = shlex.split(command)
+    assert (lightning, pack_) == ("lightning", "pack")
+    prepare = pack.PUBLISHED.get(first, pack_folder)
+    options = dict(pairwise(words))
+    defaults = {name: value.default for name, value in signature(prepare).parameters.items()}
+    side = options.get("--size", options.get("--crop", defaults.get("size", defaults.get("crop"))))
+    return None if side is None else int(side)
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
+def test_what_an_experiment_says_is_packed_is_large_enough_for_its_crop(config: Path, tmp_path: Path) -> None:
+    described = [entry for layer in layers(config) if (entry := read_yaml(layer).get("data"))]
+    files = [tmp_path / f"{number}.yaml" for number in range(len(described))]
+    for file, entry in zip(files, described, strict=True):
+        file.write_text(yaml.safe_dump({"data": entry}))
+    module = configured(files)
+    if not isinstance(module, ShardFolder):
+        return  # it reads images as they are, or checks its tiles itself
+
+    crop, sets = module.train_crop.size, str(module.sets["train"])
+    text = "\n".join(layer.read_text() for layer in layers(config))
+    commands = [
+        line for line in re.findall("^#   (lightning pack .*)$", text, re.MULTILINE) if module.root in shlex.split(line)
+    ]
+    if "--size" in text:  # of several sets of faces, that which is trained on
+        commands = [line for line in commands if f"_{packed_side(line)}-" in sets and "celebahq" not in line]
+    assert commands, f"no config says how {sets} in {module.root} is prepared"
+    for command in [*commands, *([] if type(module) is ShardFolder else [module._command(sets)])]:
+        side = packed_side(command)
+        assert side is None or side >= crop, f"{command}: makes images of {side}, and the crop is {crop}"
 
 
 def test_folder_config_takes_the_users_folder(prepared: Path) -> None:

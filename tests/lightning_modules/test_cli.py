@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -183,6 +184,52 @@ def test_a_failed_start_leaves_no_folder_and_last_names_the_newest_run(
     run(["test", *arguments(SRDIFF), "--ckpt_path", "last"])
     assert (experiment / "version_2" / "config.yaml").is_file()
     assert (experiment / "last").resolve() == experiment / "version_1", "no training run"
+
+
+def test_a_fast_dev_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = ["--data.init_args.root", "null", "--trainer.fast_dev_run", "1"]
+    assert run(["fit", *arguments(SRDIFF), *typed]).trainer.global_step == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_validation_counts_steps_where_gradients_are_accumulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = ("accumulate_grad_batches=3", "val_check_interval=2", "max_steps=4")
+    run(["fit", *arguments(SRDIFF), *(f"--trainer.{option}" for option in typed)])
+    scores = sorted(path.name for path in tmp_path.glob("runs/srdiff/version_0/scores/*"))
+    assert scores == ["val-step-000002.csv", "val-step-000004.csv"]
+    saved = yaml.safe_load((tmp_path / "runs/srdiff/version_0/config.yaml").read_text())
+    assert saved["trainer"]["val_check_interval"] == 2, "run again, it must mean the same"
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_a_precision_that_is_not_supported_is_one_line(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = fail(monkeypatch, capsys, ["fit", *arguments(SRDIFF), "--trainer.precision", precision])
+    assert f"--trainer.precision {precision}: weights and coefficients are kept in float32 here" in said
+    assert "give one of bf16-mixed, 16-mixed, 32-true" in said
+
+
+def test_wandb_without_a_login_is_one_line(tmp_path: Path) -> None:
+    """In a process of its own, for W&B remembers that it is offline in this one."""
+    without = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    command = [Path(sys.executable).with_name("lightning"), "fit", *arguments(SRDIFF)]
+    command += ["--config", str(CONFIGS / "logger" / "wandb.yaml")]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**without, "HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: W&B: " in done.stderr and "WANDB_MODE=offline" in done.stderr
 
 
 def test_last_continues_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,8 @@ def test_forks_fill_a_region_with_the_same_noise(lr_noise: Literal["fresh", "fix
     anchor = torch.full((2, 3, 8, 8), 0.5)
 
     def filled() -> FineSteps:
-        fill = yoda.fill(small(), anchor, yoda.attend(anchor, size=(8, 8)), keyed([100, 101]))
+        activity = yoda.activity(small(), yoda.attend(anchor, size=(8, 8)), plan.grid(small()))
+        fill = yoda.fill(small(), anchor, activity, keyed([100, 101]))
         return prepared(plan, network, fill)
 
     def states(steps: FineSteps) -> Tensor:
