@@ -246,6 +246,24 @@ def test_active_norm_is_the_mean_over_active_pixels() -> None:
     torch.testing.assert_close(YODA(Constant(1.0)).reduce(loss, mask), (loss * mask).mean())
 
 
+def test_an_image_without_active_pixels_loses_nothing() -> None:
+    loss, mask = torch.ones(2, 3, 4, 4), torch.zeros(2, 1, 4, 4)
+    mask[1] = 1
+    assert YODA(Constant(1.0), mask_norm="active").reduce(loss, mask) == 0.5
+
+
+def test_exact_sums_of_attention_and_lower_bound_diffuse() -> None:
+    region, share = YODA(Constant(1.0), lower_bound=0.1), torch.tensor([0.5], dtype=torch.float64)
+    for attention, active in ((0.4, 1), (0.4 + 1e-5, 1), (0.4 - 1e-5, 0)):
+        assert region.mask(torch.full((1, 1, 1, 1), attention), share).item() == active
+
+
+def test_maps_are_brought_to_the_states_grid_bilinearly() -> None:
+    stored = torch.tensor([[[[0.0, 1.0]]]])
+    found = YODA(Constant(1.0)).attend(torch.zeros(1, 3, 4, 4), size=(2, 4), stored=stored)
+    assert found.dtype == torch.float64 and found[0, 0].tolist() == [[0.0, 0.25, 0.75, 1.0]] * 2
+
+
 def test_composite_input_holds_the_noised_low_resolution_image() -> None:
     process, t = VP(Cosine(10)), torch.tensor([0.4], dtype=torch.float64)
     x_t, x0, anchor, noise = torch.rand(4, 1, 3, 4, 4)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from lightning_modules.diffusion.space import Pixels
 from lightning_modules.skipdiff import SkipDiff
 from lightning_modules.skipping.policy import SkipPolicy
 from lightning_modules.skipping.policy_sampler import PolicySampler
-from lightning_modules.skipping.ppo import Objective
+from lightning_modules.skipping.ppo import Evaluation, Objective
 from lightning_modules.skipping.reward import Reward, Term
+from lightning_modules.skipping.rollouts import Episodes
 from lightning_modules.skipping.sampler import Pattern, SkipSampler
 
 RULE = (1, 0, 0, 1, 1, 0, 1, 0, 1)
@@ -446,3 +448,41 @@ def test_random_skips_are_as_many_as_the_policys_own(base: Any) -> None:
         assert model.table.rows()["random"]["evaluations"] == evaluations
         best = model.table.rows()["best static subset"]["evaluations"]
         assert best == 9 + model.table.best_subset().count("1")  # the coarse chain without its last step
+
+
+def test_gradients_are_clipped_to_their_norm(base: Any, tmp_path: Path) -> None:
+    seed_everything(0)
+    model = skipdiff(base("image"), gradient_clip=1e-3, epochs=1, optimizer=partial(torch.optim.SGD, lr=1.0))
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in model.policy.parameters()])
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_steps=1, accelerator="cpu", default_root_dir=tmp_path, **options)
+    trainer.fit(model, DataLoader(Stream("image"), batch_size=None))
+    after = torch.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
+    assert float((after - before).norm()) == pytest.approx(1e-3, rel=0.02)
+
+
+def test_the_floor_of_advantages_is_that_of_the_first_iterations(base: Any) -> None:
+    model = skipdiff(base("image"), advantage_floor=0.5)
+    counted = torch.ones(2, 2, dtype=torch.bool)
+    zeros = Evaluation(logprob=torch.zeros(2, 2), entropy=torch.zeros(2, 2), value=torch.zeros(2, 2))
+    nothing = torch.zeros(2, 2)
+    episodes = Episodes(nothing, nothing, zeros, counted, counted, nothing[0], nothing[0])
+    spread = torch.tensor([[1.0, -1.0], [1.0, -1.0]])  # of deviation 1
+    floors = [model._advantage_floor(spread * (k + 1), episodes) for k in range(12)]
+    assert floors[:10] == pytest.approx([0.5 * (k + 2) / 2 for k in range(10)])
+    assert floors[10:] == [floors[9]] * 2
+
+
+def test_only_the_last_decision_is_rewarded(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = skipdiff(base("image"), epochs=0, objective=Objective(gamma=0.5))
+    seen: list[Tensor] = []
+    targets = Objective.targets
+
+    def recording(self: Objective, rewards: Tensor, counted: Tensor) -> Tensor:
+        seen.append(rewards)
+        return targets(self, rewards, counted)
+
+    monkeypatch.setattr(Objective, "targets", recording)
+    monkeypatch.setattr(SkipDiff, "optimizers", lambda self: None)
+    model.learn(model.rollouts.play(images_of("image", 4), model.policy, count_forced=False))
+    assert seen[0][:-1].abs().max() == 0 and seen[0][-1].abs().min() > 0

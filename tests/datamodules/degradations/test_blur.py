@@ -1,11 +1,13 @@
 """Convolution through spectra against the sum over taps."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.degradations.blur import blur, convolve, fast_length, unsharp_mask
+from datamodules.degradations.blur import blur, convolve, fast_length, unsharp_kernel, unsharp_mask
 from datamodules.degradations.image_batch import ImageBatch
 
 
@@ -71,3 +73,16 @@ def test_unsharp_mask() -> None:
     assert sharp[..., 31].max() < 0.5 - 0.02
     assert sharp[..., 32].min() > 0.8 + 0.02
     torch.testing.assert_close(unsharp_mask(weak), weak, rtol=0, atol=1e-6)
+
+
+def test_unsharp_masking_blurs_with_a_deviation_of_eight_pixels() -> None:
+    kernel = unsharp_kernel()[0]  # OpenCV: 0.3 ((51 - 1) / 2 - 1) + 0.8
+    assert float(kernel[25, 33] / kernel[25, 25]) == pytest.approx(math.exp(-0.5), rel=1e-4)
+    assert float(kernel[17, 25] / kernel[25, 25]) == pytest.approx(math.exp(-0.5), rel=1e-4)
+
+
+def test_sharpened_edges_stay_between_black_and_white() -> None:
+    edge = torch.zeros(1, 3, 64, 64)
+    edge[..., 32:] = 1
+    sharp = unsharp_mask(edge)
+    assert sharp.min() >= 0 and sharp.max() <= 1 + 1e-6

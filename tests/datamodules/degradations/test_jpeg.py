@@ -104,3 +104,9 @@ def test_chroma_is_halved_and_enlarged_as_libjpeg_rounds() -> None:
         row = [4 * left + 8, 3 * left + right + 7, 3 * right + left + 8, 4 * right + 7]
         wanted.append([total // 16 for total in row])
     assert upsample_chroma(chroma)[0, 0].tolist() == wanted
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_black_and_white_stay_what_they_are(level: float) -> None:
+    images = ImageBatch.from_tensor(torch.full((1, 3, 24, 24), level))
+    assert torch.equal(compress(images, [{"quality": 90.0}]).pixels, images.pixels)

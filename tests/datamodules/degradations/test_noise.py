@@ -131,3 +131,29 @@ def test_impossible_laws_name_their_key(key: str, value: object) -> None:
     law: dict[str, Any] = {**vars(LAW), key: value, "suffix": "2"}
     with pytest.raises(ValueError, match=f"{key}2"):
         NoiseDistribution(**law)
+
+
+def test_noise_stays_between_black_and_white() -> None:
+    for level in (0.0, 1.0):
+        images = ImageBatch.from_tensor(torch.full((1, 3, 32, 32), level))
+        for add in (add_gaussian_noise, add_poisson_noise):
+            noisy = add(images, [{"sigma": 50.0, "factor": 3.0, "gray": False, "seed": 5}]).pixels
+            assert noisy.min() >= 0 and noisy.max() <= 1
+
+
+def test_photons_are_counted_in_the_levels_that_an_image_uses() -> None:
+    """15 levels count as 16: level 120 receives 120 * 16 / 255 photons, and a photon more is a 16th more of white."""
+    levels = torch.tensor([100.0 + 2 * i for i in range(15)] + [120.0] * 85)
+    images = ImageBatch.from_tensor((levels / 255).repeat(300).view(1, 1, 300, 100).expand(1, 3, -1, -1).contiguous())
+    noise = add_poisson_noise(images, [{"factor": 0.5, "gray": False, "seed": 5}]).pixels - images.pixels
+    assert noise[..., 15:].var() == pytest.approx(0.25 * (120 * 16 / 255) / 16**2, rel=0.03)
+
+
+@pytest.mark.parametrize(("channel", "luma"), [(0, 0.2989), (1, 0.587), (2, 0.114)])
+def test_gray_photons_are_those_of_the_luma(channel: int, luma: float) -> None:
+    pixels = torch.zeros(1, 3, 200, 200)
+    pixels[:, channel] = 0.6
+    operation = {"factor": 0.05, "gray": True, "seed": 5}
+    noise = add_poisson_noise(ImageBatch.from_tensor(pixels), [operation]).pixels - pixels
+    rate = round(0.6 * 255 * luma) / 255  # one level is used
+    assert noise[:, channel].var() == pytest.approx(0.05**2 * rate, rel=0.05)
