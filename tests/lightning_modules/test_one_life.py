@@ -58,6 +58,7 @@ def test_all_is_in_one_folder_without_temporary_files(life: Path) -> None:
     assert not list(runs.rglob("*.part"))
     assert {path.name for path in (life / "interrupted").iterdir()} == {
         "bin",
+        "data",
         "log.txt",
         "run.yaml",
         "runs",

@@ -73,13 +73,26 @@ def test_a_resumed_run_goes_on_in_its_table(tmp_path: Path) -> None:
     ]
 
 
+HOLDER = """
+import fcntl, sys
+lock = open(sys.argv[1], "a+")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+print("process 7 on another machine", file=lock, flush=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_no_two_processes_train_in_one_folder(tmp_path: Path) -> None:
-    training = log(tmp_path)
-    assert training.experiment is not None
-    program = "import sys, pathlib; from lightning_modules import run_log; run_log._locked(pathlib.Path(sys.argv[1]))"
-    command = [sys.executable, "-c", program, str(tmp_path / "mine" / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert "process" in done.stderr and "is training there; wait until it ends" in done.stderr, done.stderr
+    run = tmp_path / "mine" / "run"
+    run.mkdir(parents=True)
+    command = [sys.executable, "-c", HOLDER, str(run / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="process 7 on another machine is training there; wait until it ends"):
+            _ = log(tmp_path).experiment
+        holder.kill()
+    assert log(tmp_path).experiment is not None
 
 
 def test_unfinished_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
