@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import CheckpointError, read_checkpoint
@@ -258,9 +258,15 @@ def test_exact_sums_of_attention_and_lower_bound_diffuse() -> None:
         assert region.mask(torch.full((1, 1, 1, 1), attention), share).item() == active
 
 
+class TwoPixels(nn.Module):
+    """A map of two pixels, whatever the image."""
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return torch.tensor([[[[0.0, 1.0]]]])
+
+
 def test_maps_are_brought_to_the_states_grid_bilinearly() -> None:
-    stored = torch.tensor([[[[0.0, 1.0]]]])
-    found = YODA(Constant(1.0)).attend(torch.zeros(1, 3, 4, 4), size=(2, 4), stored=stored)
+    found = YODA(TwoPixels()).attend(torch.zeros(1, 3, 2, 4), size=(4, 8), factor=2)
     assert found.dtype == torch.float64 and found[0, 0].tolist() == [[0.0, 0.25, 0.75, 1.0]] * 2
 
 

@@ -387,7 +387,7 @@ def test_a_benchmark_scores_what_the_benchmark_is_whatever_the_checkpoint_was_tr
         Image.fromarray(pixels).resize((88, 80), Image.Resampling.BICUBIC).save(path)
     run(["test", "--ckpt_path", last(trained), "--config", str(CONFIGS / "data" / "set5.yaml")])
     (results,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/*/results.json"))
-    assert results["protocol"]["images"] == "whole"
+    assert results["data"]["images"] == "whole"
     data = BenchmarkSet(str(tmp_path / "data/benchmark"), num_workers=0)
     scores = []
     for raw in data.test_dataloader():
@@ -395,7 +395,7 @@ def test_a_benchmark_scores_what_the_benchmark_is_whatever_the_checkpoint_was_tr
         assert batch["hr"].shape[-2:] == (80, 88)
         up, hr = (((batch[name] + 1) * 127.5).round().clamp(0, 255).double() / 255 for name in ("up", "hr"))
         scores.append(float(PSNR("y")(up[..., 4:-4, 4:-4], hr[..., 4:-4, 4:-4])))
-    assert results["psnr_y"]["bicubic"] == pytest.approx(sum(scores) / 5, abs=1e-3)
+    assert results["means"]["psnr_y"]["bicubic"] == pytest.approx(sum(scores) / 5, abs=1e-3)
 
 
 def predict(checkpoint: str, images: Path, out: Path) -> None:

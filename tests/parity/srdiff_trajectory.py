@@ -43,7 +43,7 @@ def srdiff_of(fixture: Fixture, region: YODA | None = None) -> SRDiff:
 def enlarge(model: SRDiff, batch: Batch, **draws: Iterable[Tensor]) -> Tensor:
     """What the model makes of the batch with recorded draws for each purpose that it draws noise for."""
     sources = {purpose: handed_out(tensors) for purpose, tensors in draws.items()}
-    with patch("lightning_modules.base.KeyedNoise.of", lambda keys, purpose, device: sources[purpose]):
+    with patch("lightning_modules.sampling.KeyedNoise.of", lambda keys, purpose, device: sources[purpose]):
         return model.enlarge(batch, None)
 
 

@@ -38,7 +38,7 @@ def states_of(model: DiffusionModule, batch: Batch, fixture: Fixture) -> Tensor:
     """The state after every blend, `[T,B,3,H,W]`, under the fixture's map and noise."""
     batch["attention"] = fixture.inputs["A"]
     noise = draws(fixture)
-    with patch("lightning_modules.base.KeyedNoise.of", lambda keys, purpose, device: handed_out(noise[purpose])):
+    with patch("lightning_modules.sampling.KeyedNoise.of", lambda keys, purpose, device: handed_out(noise[purpose])):
         _, denoiser, randn, fill = model.prepare(batch)
     assert fill is not None
     states = States(fill)

@@ -22,9 +22,14 @@ def write_tiny_weights(folder: Path) -> None:
     ViTModel(vit, add_pooling_layer=False).save_pretrained(folder / "dino_vit")
     resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])
     ResNetModel(resnet).save_pretrained(folder / "dino_resnet")
-    for name, experiment in (("sr3_cosine", "sr3_cosine_16_128"), ("sr3_cosine_x4", "sr3_cosine_64_256")):
-        composed = [CONFIGS / f"{experiment}.yaml", TINY / "method" / "sr3.yaml", TINY / "base.yaml"]
-        config = folder / f"{name}.yaml"
-        config.write_text(yaml.safe_dump({"compose": [str(path) for path in composed]}))
-        write_checkpoint(*configured_model(config), folder / f"{name}.ckpt")
+    write_sr3(folder / "sr3_cosine.ckpt", "sr3_cosine_16_128")
     write_latent_models(folder)
+    write_sr3(folder / "sr3_cosine_x4.ckpt", "sr3_cosine_64_256")
+
+
+def write_sr3(checkpoint: Path, experiment: str) -> None:
+    """A tiny SR3 of an experiment, untrained: what SkipDiff's policies are tried on."""
+    composed = [CONFIGS / f"{experiment}.yaml", TINY / "method" / "sr3.yaml", TINY / "base.yaml"]
+    config = checkpoint.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump({"compose": [str(path) for path in composed]}))
+    write_checkpoint(*configured_model(config), checkpoint)
