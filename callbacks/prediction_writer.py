@@ -15,7 +15,7 @@ from torch import Tensor
 
 from callbacks.evaluation import gather_by_key
 from datamodules.batch import to_pixels
-from datamodules.images import ImageError, colour_profile, in_profile
+from datamodules.images import SUFFIXES, ImageError, colour_profile, in_profile
 
 _log = logging.getLogger(__name__)
 WHITE = 32  # standard deviation, in grey levels of 255, that is drawn in white
@@ -55,6 +55,10 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         if skip_existing and overwrite:
             raise ValueError("skip_existing and overwrite: existing files are either skipped or overwritten")
+        if folder is not None and Path(folder).suffix.lower() in SUFFIXES and not Path(folder).expanduser().is_dir():
+            raise ValueError(
+                f"folder: {folder} is the name of an image file; give a folder for results named <input>.png"
+            )
         self.folder, self.skip_existing, self.overwrite, self.colours = folder, skip_existing, overwrite, colours
         self.failures: dict[str, str] = {}
         self._target = Path(folder or ".").expanduser()

@@ -159,3 +159,10 @@ def test_a_key_that_leads_out_of_the_folder_is_refused(tmp_path: Path, key: str)
     batch["key"] = [key]
     with pytest.raises(ValueError, match="leads out of the folder"):
         writer.write_on_batch_end(trainer_of(tmp_path), SmallResolver(), {"sr": batch["up"]}, None, batch, 0, 0)
+
+
+def test_the_name_of_an_image_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^folder: .*big\.PNG is the name of an image file; give a folder"):
+        PredictionWriter(str(tmp_path / "big.PNG"))
+    (tmp_path / "photos.png").mkdir()
+    PredictionWriter(str(tmp_path / "photos.png"))
