@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="folder of sharp, undistorted photographs")
     parser.add_argument("model", type=Path, help="where to write the model, .npz")
     parser.add_argument("--block", type=int, default=96, help="side of a block (default: 96, the authors')")
+
     arguments = parser.parse_args()
     try:
         files = find_images(arguments.photos)
@@ -27,6 +28,7 @@ def main() -> None:
         model = fit_model(photos, arguments.block)
     except (ImageError, ValueError, OSError) as error:
         parser.exit(1, f"error: {arguments.photos}: {error}\n")
+
     np.savez(arguments.model, mu_pris_param=model.mean.numpy()[None], cov_pris_param=model.covariance.numpy())
     print(f"{arguments.model}: from {len(files)} photographs")
 

@@ -91,6 +91,7 @@ class Bench:
             raise SystemExit(
                 f"{options.checkpoint}: holds a {type(model).__name__}, which does not sample by diffusion"
             )
+
         self.model, self.options = model, options
         self.scale = int(data_config(read_checkpoint(options.checkpoint))["scale"])
         self.attention: nn.Module = Sobel() if model.region is None else model.region.attention
@@ -98,6 +99,7 @@ class Bench:
         self._started = 0.0
         model.network.register_forward_pre_hook(self._before)
         model.network.register_forward_hook(self._after)
+
         self.regions: dict[float, YODA] = {}
         for bound in options.bounds:
             self.regions[bound] = YODA(
@@ -152,6 +154,7 @@ class Bench:
             size = tuple(side // model.space.factor for side in batch["up"].shape[-2:])
             tiles = region.attend(batch["lr"], size=(size[0], size[1]))
             batch["attention"] = interpolate(tiles, scale_factor=float(model.space.factor), mode="nearest")
+
         model.region = region if way == "sparse" else plain.to(self.options.device)
         sampler = model.sampler if self.options.sampler == "own" else DDIM(steps)
         autocast = torch.autocast(
@@ -169,6 +172,7 @@ class Bench:
         if self.options.lpips:
             lpips = LPIPS(weights=self.options.lpips)
             lpips.load()
+
         for path in find_images(self.options.photographs)[: self.options.number]:
             hr, images = photograph(path, size), dict[str, Tensor]()
             batch, spent = self.batch(hr, path.stem), {way: list[Spent]() for way in WAYS}

@@ -206,6 +206,7 @@ class ImageMetrics(EvaluationCallback[Kept]):
         of_images = [name for name in names if name in next(iter(kept.values())).scores]
         facts = provenance(trainer, method)
         facts["data"] |= {"count": len(kept), **data_digests(kept)}
+
         return {
             "protocol": None if self.protocol is None else self.protocol.name,
             "columns": None if self.protocol is None else self.protocol.columns,

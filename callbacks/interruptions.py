@@ -203,6 +203,7 @@ class Interruptions(Checkpoint):
             self._save_alone(trainer, pl_module, exception)
         except OSError as error:  # the first error is the one to be raised
             print(f"the state after step {self._step} is lost: {error}", file=sys.stderr)
+
         if self._signal == REQUEUE and self.requeue and trainer.is_global_zero:
             requeue_job()
         if isinstance(exception, Stopped):
@@ -224,6 +225,7 @@ class Interruptions(Checkpoint):
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
             self._saved = self._step
+
         if path.is_file():
             print(
                 f"{why}: step {self._step} is kept in {os.path.relpath(path)}. Go on with the same command and "
@@ -331,6 +333,7 @@ def requeue_job() -> None:
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+
     if not re.fullmatch("[0-9_]+", job):
         return
     try:

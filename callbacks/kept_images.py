@@ -51,6 +51,7 @@ class KeptImages(Callback):
         if not self.keep:
             return
         run = Path(trainer.log_dir or ".")
+
         self._folder, self._identity = run / FOLDER, identity_of(trainer, pl_module)
         if trainer.is_global_zero:
             found = 0
@@ -91,6 +92,7 @@ class KeptImages(Callback):
         if self._costs is not None:
             outputs["cost"] = self._costs
             return
+
         keys = batch["key"]
         cost = self.meter.stop(len(keys))
         outputs["cost"] = [cost] * len(keys)

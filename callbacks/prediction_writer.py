@@ -59,6 +59,7 @@ class PredictionWriter(BasePredictionWriter):
             raise ValueError(
                 f"folder: {folder} is the name of an image file; give a folder for results named <input>.png"
             )
+
         self.folder, self.skip_existing, self.overwrite, self.colours = folder, skip_existing, overwrite, colours
         self.failures: dict[str, str] = {}
         self._target = Path(folder or ".").expanduser()
@@ -97,12 +98,14 @@ class PredictionWriter(BasePredictionWriter):
         existing = {key: [path for path in self._paths(key, suffixes) if path.exists()] for key in batch["key"]}
         if self.overwrite:
             return
+
         if self.skip_existing:
             done = [key for key in batch["key"] if len(existing[key]) == len(suffixes)]
         else:
             done = [key for key in batch["key"] if existing[key]]
             for key in done:
                 self._fail(key, _exists_message(existing[key][0]))
+
         self._skipped |= dict.fromkeys(done)
         if len(done) == len(batch["key"]):
             batch["skip"] = True
@@ -135,6 +138,7 @@ class PredictionWriter(BasePredictionWriter):
         if key + suffix in self._written:
             self._fail(key, f"{path}: is the name of two results of this run; rename one of the images")
             return
+
         try:
             pixels = Image.fromarray(np.asarray(to_pixels(image, [key])[0].permute(1, 2, 0).contiguous().cpu()))
             profile = None

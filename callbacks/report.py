@@ -33,6 +33,7 @@ class Report(Callback):
         path = Path(trainer.log_dir or ".") / NAME
         if not loggers or not trainer.is_global_zero or not path.is_file():
             return
+
         results = read_results(path)
         columns, rows = self._table(results)
         for logger in loggers:

@@ -38,6 +38,7 @@ class ResumeReport(Callback):
             "seed": os.environ.get("PL_GLOBAL_SEED", "0"),
             "code": code(),
         }
+
         if trainer.ckpt_path is None:
             return
         changed = [

@@ -41,6 +41,7 @@ class Watchdog(Callback):
                 f"spike, waiting, drift and window must be positive, and waiting at most 1; got {spike:g}, "
                 f"{waiting:g}, {drift:g} and {window}"
             )
+
         self.spike, self.waiting, self.drift, self.window = spike, waiting, drift, window
         self._losses: deque[float] = deque(maxlen=window)
         self._waited = self._computed = 0.0  # seconds since the last report

@@ -61,6 +61,7 @@ def _check_images(lr: Tensor) -> None:
         raise ValueError(
             f"{expected}, got a {type(lr).__name__}; torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255"
         )
+
     if not lr.is_floating_point():
         raise ValueError(f"{expected}, got {lr.dtype}; 8-bit pixels become such by .float() / 255")
     if lr.ndim != 4 or lr.shape[1] != 3 or 0 in lr.shape:
@@ -72,6 +73,7 @@ def _check_images(lr: Tensor) -> None:
         elif lr.ndim == 4 and lr.shape[1] in (1, 4):
             way = "; grey images need .expand(-1, 3, -1, -1)" if lr.shape[1] == 1 else "; leave the alpha channel out"
         raise ValueError(f"{expected}, got {list(lr.shape)}{way}")
+
     low, high = (float(value) for value in lr.detach().float().aminmax())
     if not -_TOLERANCE <= low <= high <= 1 + _TOLERANCE:  # also where a value is NaN
         way = "8-bit levels are divided by 255" if high > 2 else "images in [-1, 1] become such by (image + 1) / 2"

@@ -100,6 +100,7 @@ def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     except OSError as error:
         _log.warning("%s: is passed over: %s", folder, error.strerror)
         return
+
     for entry in entries:
         if entry.name[0] == "." or entry.name == "__MACOSX":
             continue
@@ -294,6 +295,7 @@ def _to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
         )
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
         return _reason(error), None
+
     if mode == "RGB" and _changes_nothing(transform):
         return "sRGB", None
     return mode, transform

@@ -31,6 +31,7 @@ def plain_folder(root: Path, *, paired: bool) -> FileSource | None:
             return None
         pairs = pair_files(find_images(hr), find_images(lr))
         return FileSource(root.name, hr, [high for high, _ in pairs], [low for _, low in pairs])
+
     folder = hr or (root if root.is_dir() else None)
     try:
         return None if folder is None else FileSource(root.name, folder, find_images(folder))

@@ -41,11 +41,13 @@ class Cascade(SuperResolver):
         self.samplers = samplers or [None] * len(stages)
         if len(self.samplers) != len(stages):
             raise ValueError(f"samplers: {len(self.samplers)} for {len(stages)} stages; give one, or null, for each")
+
         self.stages = nn.ModuleList([load_method(path).requires_grad_(False) for path in stages])
         self.data = [data_config(read_checkpoint(path)) for path in stages]
         for path, data in zip(stages, self.data, strict=True):
             if "scale" not in data:
                 raise CheckpointError(f"stages: {path} does not say what scale it was trained for")
+
         for index, (path, stage) in enumerate(zip(stages, self.stages, strict=True)):
             _check_generator(path, stage, wanted=generate and index == 0)
         self.generate = generate
@@ -82,6 +84,7 @@ class Cascade(SuperResolver):
                 f"the stages enlarge by {factors}, x{prod(scales)} in all, but the data is configured for x{asked}: "
                 f"set the data's `{setting}`"
             )
+
         samplers = [*self.samplers[:-1], sampler or self.samplers[-1]]
         image = (batch["lr"] + 1) / 2
         for index, (stage, data) in enumerate(zip(self.stages, self.data, strict=True)):

@@ -54,6 +54,7 @@ def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+
     zipped = zipfile.is_zipfile(path)  # older files are not, and can neither be mapped nor checked
     if weights and zipped:
         check(path)
@@ -70,6 +71,7 @@ def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is not a checkpoint ({_first(error)})") from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: is damaged or no checkpoint ({_first(error)})") from error
+
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
     return content
@@ -262,6 +264,7 @@ def _best(run: Path) -> Path:
                     f"{run / Path(name).name}: is the best checkpoint of its run, but no longer there"
                 )
             return run / Path(name).name
+
     raise CheckpointError(
         f"{run}: the run monitored no metric that would tell its best checkpoint; train with a ModelCheckpoint that "
         "has `monitor: val/psnr_y` and `mode: max`, or name a file"

@@ -105,6 +105,7 @@ def main() -> None:
     if name in ("-h", "--help", "help"):
         print(HELP)
         return
+
     if name not in COMMANDS:
         sys.exit(f"error: there is no command '{name}'; there are {', '.join(COMMANDS)} (lightning --help)")
     try:

@@ -154,6 +154,7 @@ def take_option(arguments: list[str], *names: str) -> list[str]:
         if not value:
             raise ConfigError(f"{name} is empty")
         values.append(value)
+
     arguments[:] = rest
     return values
 
@@ -288,6 +289,7 @@ def stored_config(checkpoint: Mapping[str, Any], path: str, command: str, given:
         trained_on = named or (FOLDER if command == "predict" else trained_on)
         if "scale" in arguments and trained_on == FOLDER:
             arguments["crop"] = arguments["scale"]  # nothing is cropped, but 160 is no multiple of 3
+
     if trained_on is not None:
         stored["data"] = {"class_path": trained_on, "init_args": arguments}
     return stored
@@ -317,6 +319,7 @@ def without_defaults(part: Any) -> Any:
         return part
     if not isinstance(part.get("class_path"), str) or "init_args" not in part:
         return {name: without_defaults(value) for name, value in part.items()}
+
     constructor: Any = locate(part["class_path"])
     usual = signature(constructor).parameters if constructor else {}  # what is missing, the parser says
     given = {
@@ -362,6 +365,7 @@ def build(config: Mapping[str, Any], source: str | Path) -> SuperResolver:
     except (ArgumentError, TypeError, ValueError) as error:
         reason = explain(str(error), Source())
         raise CheckpointError(f"{source}: describes a model that cannot be built here: {reason}") from error
+
     try:
         with warnings.catch_warnings():  # of modules among the hyper-parameters: what is rebuilt stores none
             warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")
@@ -390,12 +394,14 @@ def configured_model(path: str | Path) -> tuple[SuperResolver, dict[str, Any]]:
         "weights_only",
     ):
         parser.add_argument(f"--{passed_over}", type=Any)
+
     parser.add_subclass_arguments(SuperResolver, "model")
     parser.add_subclass_arguments(LightningDataModule, "data")
     files, known = list(layers(Path(path))), list(parser.get_defaults().keys())
     config: dict[str, Any] = parse(parser, config_flags(files), Source(files, known=known)).as_dict()
     if config["model"] is None:
         raise ConfigError(f"{path}: describes no model; give an experiment, such as configs/srdiff.yaml")
+
     # Parsing it once more would turn the dictionaries inside of its lists into objects.
     return build(deepcopy(config["model"]), path), config
 

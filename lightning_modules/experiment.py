@@ -107,6 +107,7 @@ def name_newest(run: Path, root: Path) -> None:
     if link.exists() and not link.is_symlink():
         rank_zero_warn(f"{link} is no link and stays as it is; the newest run is {run.name}")
         return
+
     new = root / f".last-{run.name}"
     try:
         new.symlink_to(run.name)
@@ -316,6 +317,7 @@ def main(arguments: Sequence[str]) -> int:
     steps = take_option(options, "--verify_resume") if command == "fit" else []
     if steps:
         return verify(options, steps[-1])
+
     try:
         run(arguments)
     except MisconfigurationException as error:

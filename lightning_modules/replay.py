@@ -34,6 +34,7 @@ def replay(path: Path, device: str = "cpu") -> list[str]:
     model, _ = configured_model(path.parents[1] / "config.yaml")
     if not isinstance(model, DiffusionModule):
         raise CheckpointError(f"{path}: steps of {type(model).__name__} cannot be repeated alone")
+
     state = read_checkpoint(path.with_suffix(".ckpt"))["state_dict"]
     model.load_state_dict(state)
     model.train().to(device)
@@ -41,10 +42,12 @@ def replay(path: Path, device: str = "cpu") -> list[str]:
     batch: Any = {**tensors, "key": record["key"]}
     torch.manual_seed(record["seed"])
     half = torch.float16 if record["precision"].startswith("16") else torch.bfloat16
+
     precision = torch.autocast(device, half, enabled="mixed" in record["precision"])
     with _first_non_finite(model) as found, precision, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are trying to `self.log")  # there is no trainer
         outputs: Any = model.training_step(batch, 0)
+
     broken = [f"weights: {name} is NaN or infinite" for name, value in state.items() if not value.isfinite().all()]
     times = "the times of the record" if outputs["t"].tolist() == record["t"] else "other times than the record's"
     was = f"was {record['loss']} on {record['device']} in {record['precision']}"

@@ -185,6 +185,7 @@ def _locked(folder: Path) -> io.TextIOWrapper:
         ) from None
     except OSError as error:
         rank_zero_warn(f"{folder}: cannot be locked on this file system ({error}); start no second run in it")
+
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()

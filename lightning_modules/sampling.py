@@ -121,6 +121,7 @@ class DiffusionSampling(SuperResolver):
                 f"--model.init_args.tile {TILE} enlarges such images tile by tile, with slightly different results",
                 stacklevel=2,
             )
+
         configured = self.tiles
         try:
             for tiles in (configured, *self._smaller_tiles(batch)):
@@ -136,6 +137,7 @@ class DiffusionSampling(SuperResolver):
                 rank_zero_warn(f"{batch['key'][0]}: {width}x{height} pixels {shown} do not fit the memory")
         finally:
             self.tiles = configured
+
         raise UnusableImage(
             f"{', '.join(batch['key'])}: {width}x{height} pixels do not fit the memory, in small tiles neither; "
             "enlarge parts of the image, or use a device with more memory"
@@ -185,6 +187,7 @@ class DiffusionSampling(SuperResolver):
             activity = self.region.activity(self.process, attention, (sampler or self.sampler).grid(self.process))
             noise = KeyedNoise.of(batch["key"], "region", self.device)
             fill = self.region.fill(self.process, anchor, activity, noise)
+
         denoiser = self.denoiser(
             self.condition(batch, anchor),
             anchor,

@@ -134,6 +134,7 @@ class SkipDiff(SuperResolver):
             self.reward.load()
         if stage != "fit" or self.policy_weights is None or self.trainer.ckpt_path is not None:
             return
+
         with asking_for(*START):
             _, state = stored_policy(self.policy_weights, f"{SkipDiff.__module__}.{SkipDiff.__qualname__}")
         try:

@@ -121,12 +121,14 @@ class SuperResolver(LightningModule, ABC):
                 f"{', '.join(batch['key'])}: the batch enlarges x{scale}, but {type(self).__name__} was trained for "
                 f"x{self.trained_scale}: make the batch with scale={self.trained_scale}"
             )
+
         height, width = batch["up"].shape[-2:]
         if min(height, width) < self.smallest:
             raise UnusableImage(
                 f"{', '.join(batch['key'])}: enlarged to {width}x{height} pixels, the image is smaller than the "
                 f"{self.smallest} pixels that the network needs on each side; use a larger image"
             )
+
         with torch.no_grad(), seeded(batch["key"]):
             yield pad_to_stride(batch, self.stride, self.padded_to)
 

@@ -29,11 +29,13 @@ def enlarge(lr: Tensor, *, scale: int, kernel: Enlargement) -> Tensor:
         return matlab_bicubic(lr, scale=scale)
     if kernel == "matlab_256":
         return matlab_bicubic((lr * 255).round() / 256, scale=scale)
+
     if kernel == "pillow":
         size = (lr.shape[-2] * scale, lr.shape[-1] * scale)
         return from_uint8(pillow_bicubic(to_uint8(lr), size=size)).to(lr.dtype)
     if kernel == "nearest":
         return functional.interpolate(lr, scale_factor=scale, mode="nearest")
+
     if kernel in ("torch", "bilinear"):
         mode = "bicubic" if kernel == "torch" else "bilinear"
         return functional.interpolate(lr, scale_factor=scale, mode=mode, align_corners=False)

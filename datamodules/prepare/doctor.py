@@ -94,6 +94,7 @@ def examine(source: Source, index: int) -> Findings:
         sample = source.sample(index, paired=record.lr is not None)
     except BadSample as error:
         return Findings(source.describe(index), error=str(error))
+
     return Findings(
         record.key,
         mode=stored_mode(record.hr),

@@ -109,11 +109,13 @@ def explain(message: str) -> str | None:
             f"a data worker found no room in /dev/shm{free}: {first} In a container give it more "
             "(docker run --shm-size 8g), or set --data.init_args.num_workers 0"
         )
+
     if re.search(r"DataLoader worker .*(exited|killed)", message):
         return (
             f"{first.rstrip('. ')}. If it was killed, the machine's memory was probably full (`dmesg` says so): use "
             "fewer workers or smaller batches, --data.init_args.num_workers or --data.init_args.batch_size"
         )
+
     if "Too many open files" in message:
         return f"{first}: raise the limit with `ulimit -n 65536`, or lower --data.init_args.num_workers"
     return None

@@ -84,6 +84,7 @@ class Source(ABC):
                 f"{record.key}: its LR partner is missing (pack HR with lr, the folder of the LR images, or set paired "
                 "to false)"
             )
+
         try:
             hr = decode(record.hr, f"{record.key} (HR)")
             lr = decode(record.lr, f"{record.key} (LR)") if paired and record.lr is not None else None

@@ -80,10 +80,12 @@ class YODA(nn.Module):
             raise ValueError(
                 f"lower_bound {lower_bound} is outside (0, 1]; at 0, pixels without attention never diffuse"
             )
+
         self.attention = attention
         self.lower_bound, self.mask_norm, self.input_mode, self.lr_noise = lower_bound, mask_norm, input_mode, lr_noise
         self.whole_end, self.tile_statistic, self.statistics = whole_end, tile_statistic, statistics
         self.sparse: Sparse | None = None
+
         if tile is not None:
             if tile < 1 or halo < 0 or at_once < 1 or refresh < 1 or (dense_above is not None and dense_above <= 0):
                 raise ValueError(
@@ -150,6 +152,7 @@ class YODA(nn.Module):
                 f"region.init_args.tile: {self.sparse.tile} and halo: {self.sparse.halo} cover no whole pixels of a "
                 f"low-resolution image that is {scale} times smaller: choose multiples of {scale}"
             )
+
         if self.sparse.halo >= min(size):
             raise ValueError(
                 f"{name}: region.init_args.halo: {self.sparse.halo} is larger than the image, whose state is "

@@ -108,6 +108,7 @@ class Comparison:
         if not images:
             return {}
         counts = _resamples(len(images))
+
         found = {}
         for score in self.scores:
             reference = self.against.values(score)
@@ -243,6 +244,7 @@ def _columns(every: Sequence[Results], asked: Sequence[str] | None) -> tuple[lis
     for score, paths in lacking.items():
         if paths and asked:
             raise ResultsError(f"{score}: not measured in {', '.join(map(str, paths))}")
+
     if not columns:
         raise ResultsError(f"no score was measured in all files: {', '.join(str(each.path) for each in every)}")
     left_out = [
@@ -281,6 +283,7 @@ def _check_seeds(label: str, members: Sequence[tuple[str | None, Results]]) -> N
         if run in seen:
             raise ResultsError(f"{seen[run].path} and {results.path} are the same run: same checkpoint, same seed")
         seen[run] = results
+
     first = members[0][1]
     for name, results in members:
         same = results.content["method"]["config_sha256"] == first.content["method"]["config_sha256"]

@@ -51,6 +51,7 @@ class Meter:
         self._open = ExitStack()
         self._warm, self._rows, self._began = False, 0, 0.0
         self._counter: FlopCounterMode | None = None
+
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
@@ -128,6 +129,7 @@ def summary(
         "flops_image": counted,
         "flops_pixels": None if counted is None else pixels[counted],
     }
+
     times: dict[str, float | int | None] = {
         "seconds_per_image": seconds / len(timed) if timed else None,
         "megapixels_per_second": sum(pixels[key] for key in timed) / 1e6 / seconds if seconds else None,

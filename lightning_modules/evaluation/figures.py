@@ -45,6 +45,7 @@ def panels(comparison: Comparison, count: int) -> list[Panel]:
             image: float(np.nan_to_num(np.std([each[image] for each in values.values()]), nan=0.0, posinf=0.0))
             for image in comparison.first.images
         }
+
     found: list[Panel] = []
     for image in sorted(spread, key=lambda image: -spread[image]):
         if len(found) == count:
@@ -62,11 +63,13 @@ def _layers(comparison: Comparison, image: str) -> dict[str, Pixels]:
         pixels = _enlarged(method.seeds[0], image) if method.column != "model" else _read(method.seeds[0], "sr", image)
         if pixels is not None:
             layers[method.label] = pixels
+
     targets = (_read(results, "hr", image) for method in comparison.methods for results in method.seeds)
     target = next((pixels for pixels in targets if pixels is not None), None)
     if target is not None:
         sizes = [pixels.shape for pixels in layers.values()] or [target.shape]
         layers["HR"] = target[: sizes[0][0], : sizes[0][1]]
+
     shape = next(iter(layers.values())).shape if layers else ()
     for label, pixels in layers.items():
         if pixels.shape != shape:
@@ -117,6 +120,7 @@ def draw_crops(comparison: Comparison, shown: Sequence[Panel], folder: Path) -> 
         len(shown), len(labels) + 1, figsize=(1.7 * (len(labels) + 1), 1.95 * len(shown)), squeeze=False
     )
     score = comparison.scores[0]
+
     values = {method.label: method.values(score) for method in comparison.methods}
     for row, panel in enumerate(shown):
         top, left, side = panel.box
@@ -131,6 +135,7 @@ def draw_crops(comparison: Comparison, shown: Sequence[Panel], folder: Path) -> 
                 axis.imshow(panel.layers[label][top : top + side, left : left + side], interpolation="nearest")
             value = values.get(label, {}).get(panel.key)
             axis.set_title(label if value is None else f"{label}\n{score} {value:.4g}", fontsize=7)
+
     for axis in axes.flat:
         axis.set_axis_off()
     _save(figure, folder / "crops")
@@ -146,6 +151,7 @@ def draw_quality_against_time(comparison: Comparison, folder: Path) -> bool:
         return False
     pyplot = _pyplot()
     scores = list(comparison.scores)[:3]
+
     figure, axes = pyplot.subplots(1, len(scores), figsize=(4.6 * len(scores), 3.6), squeeze=False)
     for axis, score in zip(axes[0], scores, strict=True):
         for family, members in _families(timed).items():
@@ -160,6 +166,7 @@ def draw_quality_against_time(comparison: Comparison, folder: Path) -> bool:
         axis.set_xlabel("seconds per image (numbers: evaluations)")
         axis.set_ylabel(f"{score} ({'higher' if comparison.higher_is_better(score) else 'lower'} is better)")
         axis.grid(alpha=0.3)
+
     axes[0][0].legend(fontsize=7)
     _save(figure, folder / "quality_against_time")
     return True

@@ -54,6 +54,7 @@ def pairs_of(sr: Path, hr: Path | None, lr: Path | None, name: str) -> list[Pair
     exact = len({tuple(sorted(path.stem for path in files)) for files in given.values()}) == 1
     named = {kind: _by_name(files, exact) for kind, files in given.items()}
     every = {stem for files in named.values() for stem in files}
+
     lacking = [
         f"{stem}: no {kind} ({', '.join(str(files[stem]) for files in named.values() if stem in files)})"
         for stem in sorted(every)
@@ -65,6 +66,7 @@ def pairs_of(sr: Path, hr: Path | None, lr: Path | None, name: str) -> list[Pair
             f"{len(lacking)} image(s) have no partner of the same name (endings such as x4, _SR, _HR, _out do not "
             f"count):{listed(lacking)}"
         )
+
     # Keys name the targets, whose names are the set's own.
     key_of = named.get("HR", named["SR"])
     return [
@@ -114,6 +116,7 @@ def check_sizes(pairs: Sequence[Pair], crop_hr: bool) -> None:
         fits = width <= hr_width and height <= hr_height if crop_hr else (width, height) == (hr_width, hr_height)
         if not fits:
             wrong.append(f"{pair.sr} has {width}x{height} pixels, {pair.hr} {hr_width}x{hr_height}")
+
     if wrong:
         way_out = "" if crop_hr else "; where targets are only longer at the right and the bottom: --crop-hr"
         raise FoldersError(f"{len(wrong)} image(s) cannot be compared{way_out}:{listed(wrong)}")

@@ -33,6 +33,7 @@ def write_page(comparison: Comparison, shown: Sequence[Panel], figures: Sequence
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
         raise ModuleNotFoundError("pages need jinja2: install this project's extra `report`") from error
+
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template.policies["json.dumps_kwargs"] = {}  # the layers in the order of the table
     page = template.from_string(TEMPLATE.read_text()).render(

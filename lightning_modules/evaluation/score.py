@@ -187,6 +187,7 @@ def _content(
     of_images = list(next(iter(kept.values())).scores)
     means, infinite = means_of({key: row.scores for key, row in kept.items()})
     means |= scorer.of_sets(list(kept.values()), list(columns.values()))
+
     names = [name for name in means if not name.startswith("bicubic/")]
     return {
         "protocol": None if protocol is None else protocol.name,

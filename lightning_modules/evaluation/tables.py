@@ -103,6 +103,7 @@ def facts(comparison: Comparison) -> Iterator[str]:
         f"{count} images; protocol {comparison.first.protocol or 'none'}; border {measured['border']}; "
         f"{measured['pixels']}; mean {measured['mean']}."
     )
+
     if any(len(method.seeds) > 1 for method in comparison.methods):
         yield "± is the standard deviation over seeds."
     if comparison.differences:
@@ -110,6 +111,7 @@ def facts(comparison: Comparison) -> Iterator[str]:
             f"Differences from {comparison.against.label} over images, with the 95 % interval of a paired bootstrap "
             "and its two-sided p."
         )
+
     for score in comparison.scores:
         yield f"{score}: {comparison.first.definitions[score]['definition']}."
     for note in comparison.notes:

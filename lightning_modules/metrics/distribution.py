@@ -89,10 +89,12 @@ class Distribution(SetScore):
                 f"FID, KID, precision and recall need at least {least} patches, got {min(len(sr), len(hr))}: take more "
                 "images or smaller patches"
             )
+
         if min(len(sr), len(hr)) < sr.shape[1]:
             _log.warning("FID of %d patches in %d dimensions is strongly biased", len(sr), sr.shape[1])
         a, b = sr.double(), hr.double()
         precision, recall = precision_and_recall(a, b, self.neighbours)
+
         values = (frechet_distance(a, b), float(poly_mmd(b, a)), precision, recall)
         return dict(zip(self.higher_is_better, values, strict=True))
 

@@ -93,6 +93,7 @@ def torch_hub(needed_by: str) -> Iterator[Path]:
     folder_before, safe_before = torch.hub.get_dir(), os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     torch.hub.set_dir(hub)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+
     try:
         yield hub
     except UNAVAILABLE:

@@ -97,6 +97,7 @@ class Scorer:
                 missing |= dict.fromkeys(names_of(score), str(error))
             else:
                 score.to(device)
+
         self.not_measured |= missing
         return missing
 
