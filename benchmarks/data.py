@@ -24,7 +24,7 @@ from PIL import Image
 
 from datamodules.photos import Photos
 from lightning_modules.config import CONFIGS
-from lightning_modules.experiment import run
+from lightning_modules.running.experiment import run
 
 
 def members(folder: Path) -> list[bytes]:

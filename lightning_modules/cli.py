@@ -32,7 +32,7 @@ def _main(module: str) -> Callable[[Sequence[str]], Any]:
 
 def _experiment(name: str) -> Callable[[Sequence[str]], Any]:
     """One of Lightning's commands, which its parser knows by name."""
-    return lambda arguments: import_module("lightning_modules.experiment").main([name, *arguments])
+    return lambda arguments: import_module("lightning_modules.running.experiment").main([name, *arguments])
 
 
 def _preview(arguments: Sequence[str]) -> Any:
@@ -75,7 +75,7 @@ COMMANDS = {
     "compare": Command("make tables and pictures of results", _main("lightning_modules.evaluation.compare")),
     "sweep-samplers": Command("compare samplers and steps", _main("lightning_modules.evaluation.sweep")),
     "score": Command("score a folder of anyone's pictures", _main("lightning_modules.evaluation.score")),
-    "replay": Command("repeat a training step whose loss was NaN", _main("lightning_modules.replay")),
+    "replay": Command("repeat a training step whose loss was NaN", _main("lightning_modules.running.replay")),
 }
 
 HELP = f"""lightning COMMAND ...: diffusion super-resolution experiments

@@ -71,6 +71,16 @@ def join_restarted(backend: str) -> None:
     distributed.init_process_group(backend, store=named, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
 
 
+def leave() -> None:
+    """Ends what this process shares with the others of its run; does nothing where there are none.
+
+    gloo's threads would otherwise go on while Python shuts down. One that then lets go of a tensor ends the process
+    with "terminate called without an active exception" and exit code -6, after a run that was complete.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _torchrun() -> str:
     run = os.environ["TORCHELASTIC_RUN_ID"]
     if run == "none":

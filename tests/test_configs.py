@@ -10,7 +10,7 @@ import torch
 
 from datamodules.batch import Batch
 from lightning_modules.config import load_method
-from lightning_modules.experiment import run
+from lightning_modules.running.experiment import run
 from tests.tiny.experiments import EXPERIMENTS, arguments
 
 

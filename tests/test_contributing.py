@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lightning_modules.config import CONFIGS
-from lightning_modules.experiment import run
+from lightning_modules.running.experiment import run
 from tests.tiny.experiments import arguments
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()

@@ -12,7 +12,7 @@ from skimage.data import astronaut, cat
 
 from lightning_modules.config import CONFIGS
 from lightning_modules.evaluation.results import read_results
-from lightning_modules.experiment import run
+from lightning_modules.running.experiment import run
 from tests.tiny.experiments import arguments
 
 

@@ -13,8 +13,8 @@ from lightning_modules.config import CONFIGS, configured_model
 from lightning_modules.config_errors import ConfigError
 from lightning_modules.evaluation.protocol import departures, names, read_protocol
 from lightning_modules.evaluation.results import read_results
-from lightning_modules.experiment import run
 from lightning_modules.rrdb import RRDBRegressor
+from lightning_modules.running.experiment import run
 from tests.tiny.experiments import tiny_overlays
 
 NAMES = {f"classic-bicubic-x{scale}-y@1" for scale in (2, 3, 4, 8)} | {

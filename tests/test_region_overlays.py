@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lightning_modules.diffusion.yoda import YODA
-from lightning_modules.experiment import run
+from lightning_modules.running.experiment import run
 from tests.tiny.experiments import CONFIGS, arguments
 
 SPARSE = ["--config", str(CONFIGS / "region" / "yoda_sobel.yaml"), "--config", str(CONFIGS / "region/yoda_sparse.yaml")]

@@ -27,10 +27,10 @@ from datamodules.folder import Folder
 from lightning_modules.config import load_method
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.samplers import DDIM, Ancestral, DPMSolverPlusPlus, Sampler
-from lightning_modules.experiment import run
 from lightning_modules.metrics.pixels import crop_border
 from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.metrics.ssim import SSIM
+from lightning_modules.running.experiment import run
 from lightning_modules.super_resolver import SuperResolver
 
 HERE = Path(__file__).parent

@@ -19,10 +19,10 @@ from datamodules.batch import to_pixels
 from datamodules.folder import Folder
 from lightning_modules.config import load_method
 from lightning_modules.diffusion.samplers import DDIM, Ancestral, Sampler
-from lightning_modules.experiment import run
 from lightning_modules.metrics.pixels import crop_border
 from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.metrics.ssim import SSIM
+from lightning_modules.running.experiment import run
 
 HERE = Path(__file__).parent
 EVALUATIONS = (1, 5, 20)

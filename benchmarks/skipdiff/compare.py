@@ -20,7 +20,7 @@ from torch import Tensor
 from datamodules.batch import Batch
 from datamodules.folder import Folder
 from lightning_modules.config import load_method
-from lightning_modules.experiment import run
+from lightning_modules.running.experiment import run
 from lightning_modules.skipdiff import SkipDiff
 from lightning_modules.skipping.sampler import Decider, Pattern, PolicyDecider
 from lightning_modules.super_resolver import trimmed

@@ -17,7 +17,7 @@ from lightning_modules.evaluation.comparison import compare
 from lightning_modules.evaluation.provenance import code, file_digest, sha256_of
 from lightning_modules.evaluation.results import NAME, read_results
 from lightning_modules.evaluation.tables import markdown, scores_table
-from lightning_modules.experiment import quieten, run
+from lightning_modules.running.experiment import quieten, run
 
 FOLDER = CONFIGS / "sampler"
 NOT_SWEPT = "skip_policy"  # belongs to the process that it was trained on

@@ -17,6 +17,7 @@ from callbacks.image_metrics import ImageMetrics
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.sample_grid import SampleGrid
 from datamodules.batch import Batch
+from lightning_modules.cluster import leave
 from lightning_modules.metrics.score import SetScore
 from lightning_modules.metrics.scorer import classic
 
@@ -155,6 +156,7 @@ def main(folder: Path, processes: int) -> None:
         "weights": {name: value.flatten().tolist() for name, value in method.named_parameters()},
     }
     (folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(record))
+    leave()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import callbacks.ema
 import callbacks.image_metrics
 import callbacks.interruptions
 import datamodules.photos
-import lightning_modules.experiment
+import lightning_modules.running.experiment
 import lightning_modules.sr3
 import tests.cluster.killer
 from lightning_modules.cli import main

@@ -16,7 +16,7 @@ import yaml
 
 from lightning_modules import whole_file
 from lightning_modules.checkpoint import CheckpointError, check, newest_whole, read_checkpoint
-from lightning_modules.same_run import differences
+from lightning_modules.running.same_run import differences
 from tests.cluster.forked import call, start, wait
 from tests.tiny.experiments import CONFIGS, arguments
 

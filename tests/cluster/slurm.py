@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning_modules import whole_file
-from lightning_modules.same_run import differences
+from lightning_modules.running.same_run import differences
 from tests.cluster.kills import experiment, last_step
 from tests.tiny.experiments import CONFIGS
 

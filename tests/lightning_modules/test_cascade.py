@@ -16,7 +16,7 @@ from lightning_modules.checkpoint import CheckpointError, write_checkpoint
 from lightning_modules.config import CONFIGS, build, load_method
 from lightning_modules.diffusion.edm_samplers import EDMHeun
 from lightning_modules.diffusion.relay_sampler import RelayHeun
-from lightning_modules.experiment import run
+from lightning_modules.running.experiment import run
 from lightning_modules.super_resolver import SuperResolver
 
 DIFFUSION = "lightning_modules.diffusion"

@@ -21,8 +21,8 @@ from lightning_modules.checkpoint import write_checkpoint
 from lightning_modules.cli import COMMANDS, main
 from lightning_modules.config import configured_model, read_command_line
 from lightning_modules.config_errors import ConfigError
-from lightning_modules.experiment import run
 from lightning_modules.metrics.psnr import PSNR
+from lightning_modules.running.experiment import run
 from tests.tiny.experiments import CONFIGS, TINY, arguments, tiny_overlays
 
 SRDIFF = CONFIGS / "srdiff.yaml"

@@ -24,13 +24,13 @@ from lightning_modules.diffusion.space import Latent
 from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.diffusion.yoda import YODA
 from lightning_modules.dossr import DoSSRStableDiffusion
-from lightning_modules.experiment import run
 from lightning_modules.networks.attention_maps import Sobel
 from lightning_modules.networks.autoencoder import KLAutoencoder, VQAutoencoder
 from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.sd21 import ControlledUNet
 from lightning_modules.networks.unet_swin import UNetSwin
 from lightning_modules.resshift import ResShift
+from lightning_modules.running.experiment import run
 from tests.tiny.experiments import arguments
 
 SWIN: dict[str, Any] = {"model_channels": 32, "channel_mult": (1, 1), "num_res_blocks": 1, "size": 16}

@@ -12,7 +12,7 @@ import pytest
 import wandb
 import yaml
 
-from lightning_modules.experiment import run
+from lightning_modules.running.experiment import run
 from tests.tiny.experiments import CONFIGS, arguments
 
 ROOT = CONFIGS.parent

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from lightning_modules.checkpoint import write_checkpoint
 from lightning_modules.config import configured_model
-from lightning_modules.experiment import run
 from lightning_modules.resuming import differences, reconfigure
+from lightning_modules.running.experiment import run
 from tests.tiny.experiments import CONFIGS, arguments
 
 RRDB = CONFIGS / "rrdb.yaml"

@@ -16,8 +16,8 @@ from skimage.data import astronaut, cat, coffee
 
 from lightning_modules.config import CONFIGS, load_method
 from lightning_modules.evaluation.results import read_results
-from lightning_modules.experiment import run
 from lightning_modules.metrics.weights import digest
+from lightning_modules.running.experiment import run
 
 ROOT = CONFIGS.parent
 IMAGES = 5

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_modules.config_errors import ConfigError
-from lightning_modules.same_run import PARTS, differences
+from lightning_modules.running.same_run import PARTS, differences
 
 KILL = "callbacks.interruptions.KillAfter"
 
@@ -55,7 +55,7 @@ def verify(arguments: Sequence[str], steps: str) -> int:
 
 def _run(arguments: Sequence[str], runs: Path, more: Sequence[str], ends: int = 0) -> None:
     """One `lightning fit` whose folders are below `runs`."""
-    logger = ["--trainer.logger", "lightning_modules.run_log.RunLog"]
+    logger = ["--trainer.logger", "lightning_modules.running.run_log.RunLog"]
     logger += [f"--trainer.logger.init_args.save_dir={runs}", "--trainer.logger.init_args.name=run"]
     started = sys.modules["__main__"].__spec__
     program = [os.path.abspath(sys.argv[0])] if started is None else ["-m", started.name]

@@ -10,9 +10,9 @@ from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 
 from lightning_modules.config_errors import ConfigError
-from lightning_modules.experiment import run
 from lightning_modules.hub import place_of
-from lightning_modules.look_ahead import lacking, without_accelerator
+from lightning_modules.running.experiment import run
+from lightning_modules.running.look_ahead import lacking, without_accelerator
 from tests.tiny.experiments import CONFIGS, TINY, arguments
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from callbacks.nan_guard import NonFiniteLossError
 from lightning_modules.cli import main
-from lightning_modules.experiment import run
-from lightning_modules.replay import replay
+from lightning_modules.running.experiment import run
+from lightning_modules.running.replay import replay
 from tests.tiny.experiments import CONFIGS, arguments
 
 

@@ -24,13 +24,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_modules.checkpoint import CheckpointError
 from lightning_modules.checkpoint_io import WholeCheckpointIO
-from lightning_modules.cluster import join_restarted, processes, under_slurm
+from lightning_modules.cluster import join_restarted, leave, processes, under_slurm
 from lightning_modules.config import PARSER, CommandLine, read_command_line, take_option
 from lightning_modules.config_errors import ConfigError, Source, cause, parse, with_option
-from lightning_modules.look_ahead import lacking
-from lightning_modules.run_log import RunLog
+from lightning_modules.running.look_ahead import lacking
+from lightning_modules.running.run_log import RunLog
+from lightning_modules.running.verify_resume import verify
 from lightning_modules.super_resolver import SuperResolver
-from lightning_modules.verify_resume import verify
 from lightning_modules.whole_file import whole_file
 
 WANDB_ID = "wandb_id.txt"  # in the run's folder: the id of its W&B run
@@ -320,6 +320,10 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         run(arguments)
+        leave()
+    except SystemExit:  # by a signal, on which all processes have agreed
+        leave()
+        raise
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
     except Exception as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lightning_modules.same_run import differences
+from lightning_modules.running.same_run import differences
 from tests.tiny.experiments import CONFIGS
 
 

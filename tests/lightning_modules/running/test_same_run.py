@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_modules import verify_resume
 from lightning_modules.checkpoint import save
 from lightning_modules.config_errors import ConfigError
-from lightning_modules.same_run import differences
+from lightning_modules.running import verify_resume
+from lightning_modules.running.same_run import differences
 
 
 def content() -> dict[str, Any]:

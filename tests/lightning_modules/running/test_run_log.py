@@ -8,7 +8,7 @@ from threading import Barrier, Thread
 
 import pytest
 
-from lightning_modules.run_log import RunLog
+from lightning_modules.running.run_log import RunLog
 
 
 def lines(run: Path) -> list[dict[str, str]]:

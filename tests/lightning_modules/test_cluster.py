@@ -1,0 +1,23 @@
+"""What a scheduler says of a job, and the end of its processes."""
+
+from pathlib import Path
+
+from torch import distributed
+
+from lightning_modules.cluster import leave
+
+
+def threads() -> set[str]:
+    return {(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+
+
+def test_no_thread_of_gloo_outlives_leaving(tmp_path: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    assert "pt_gloo_runloop" in threads()
+    leave()
+    assert "pt_gloo_runloop" not in threads()
+
+
+def test_a_process_alone_has_nothing_to_leave() -> None:
+    leave()
+    assert not distributed.is_initialized()
