@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lightning_modules.config_files import read_yaml
 from lightning_modules.published.basicsr_names import rrdb
 from lightning_modules.super_resolver import SuperResolver
-from lightning_modules.weights import DESCRIPTION, HUB, MODEL, is_name
+from lightning_modules.weights import DESCRIPTION, HUB, MODEL, is_name, lacking, resolve
 from lightning_modules.whole_file import whole_file
 
 
@@ -38,8 +38,10 @@ def asking_for(what: str, option: str) -> Iterator[None]:
 
 def no_file(path: str, what: str, option: str) -> str | None:
     """What to do about a file that a part needs and that is not there; None where it is."""
-    there = Path(path).exists() or is_name(path) or path.startswith(HUB)
-    return None if there else f"{path}: no such checkpoint; give {what} as {option}"
+    if path.startswith(HUB) or Path(path).exists():
+        return None
+    reason = lacking(path) if is_name(path) else f"{path}: no such checkpoint"
+    return reason and f"{reason}; give {what} as {option}"
 
 
 def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
@@ -49,14 +51,15 @@ def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
     training run that has not begun.
 
     Args:
-        path: The file.
+        path: The file, or what `weights.resolve` finds one by.
         weights: False leaves the tensors in the file, from which they are read when they are used: for one who only
             wants to know what the checkpoint says of itself. Checksums are then not compared.
 
     Raises:
         CheckpointError: the file is absent, damaged, or holds more than tensors and plain values.
+        WeightsError: a name is unknown, or its weights cannot be had.
     """
-    path = Path(path)
+    path = resolve(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     if path.suffix == ".safetensors":

@@ -32,13 +32,14 @@ from lightning_modules.cluster import job
 from lightning_modules.config_errors import ConfigError, Source, cause, explain, parse, with_option
 from lightning_modules.config_files import CONFIGS, layers, read_yaml
 from lightning_modules.super_resolver import SuperResolver
-from lightning_modules.weights import resolve
+from lightning_modules.weights import entry, is_name, names, resolve
 
 # "omegaconf+" resolves ${...} after all files are merged. An abbreviated option would pass by `take_option`.
 PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 FOLDER = "datamodules.folder.Folder"
 WRITER = "callbacks.prediction_writer.PredictionWriter"
 WRITER_FLAGS = ("skip_existing", "overwrite")
+ENLARGER = "real-x4"  # what enlarges photographs where nothing is said
 _OF_THE_MODEL = ("scale", "up_kernel")  # arguments of data that a model depends on
 RUNS = "trainer.logger.init_args"  # where an experiment's runs are: its save_dir and name
 
@@ -188,6 +189,8 @@ def _checkpoint_path(given: _Given, experiment: str, command: str) -> tuple[str 
     root = Path(base.last(f"{RUNS}.save_dir")).expanduser() / name
 
     path, folder = given.last("ckpt_path"), job() if command == "fit" else None
+    if command == "predict" and path in (None, "null") and given.class_path("model") is None:
+        path = _enlarger(given.options)
     if folder is not None and any((root / folder / "checkpoints").glob("*.ckpt")):
         found = newest_whole(root / folder / "checkpoints")
         rank_zero_info(f"{root / folder}: the run goes on from {found.name}")
@@ -203,6 +206,24 @@ def _checkpoint_path(given: _Given, experiment: str, command: str) -> tuple[str 
     if folder is not None:
         rank_zero_info(f"{root / folder}: the run goes on there")
     return str(found), folder
+
+
+def _enlarger(options: Sequence[str]) -> str | None:
+    """The packaged model that enlarges where nothing is said.
+
+    Raises:
+        ConfigError: it is not in this installation.
+    """
+    if {"-h", "--help"} & set(options):
+        return None
+    if not is_name(ENLARGER) or not entry(ENLARGER).present():
+        methods = ", ".join(name for name in names() if entry(name).is_method)
+        raise ConfigError(
+            f"no --ckpt_path is given, and {ENLARGER}, which enlarges then, is not in this installation: give a "
+            f"checkpoint or one of the names {methods} (lightning weights)"
+        )
+    rank_zero_info(f"no --ckpt_path is given: enlarging with {ENLARGER} (lightning weights)")
+    return ENLARGER
 
 
 def _run_of(checkpoint: Path, root: Path, only_newest: bool) -> str | None:
@@ -419,7 +440,6 @@ def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperRe
         WeightsError: the name is unknown, or its weights cannot be had.
         CheckpointError: the file is absent, damaged, unsafe, of another project, or its weights do not fit.
     """
-    path = resolve(path)
     checkpoint = read_checkpoint(path)
     model = build(model_config(checkpoint, path), path)
     try:

@@ -35,7 +35,7 @@ class DoSSRStableDiffusion(DiffusionModule):
 
     Args:
         restorer: The network that enlarges the low-resolution image, by the scale of the data.
-        restorer_weights: RealESRNet's public file, a checkpoint of an `RRDBRegressor`, or another RRDB file.
+        restorer_weights: `RealESRNet_x4plus` or another name, a checkpoint of an `RRDBRegressor`, or an RRDB file.
         color_fix: How the colours of the restored image are transferred to the result, see `fix_color`.
         **diffusion: See `DiffusionModule`.
 

@@ -96,6 +96,11 @@ def obtain(
     return found
 
 
+def offline() -> bool:
+    """Whether `HF_HUB_OFFLINE` forbids downloads."""
+    return os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+
+
 def find(file: WeightFile) -> Path | None:
     """Where a file of weights is on this machine; None where it would have to be downloaded."""
     names = (file.name, *file.also)
@@ -106,7 +111,7 @@ def _download_once(file: WeightFile) -> Path:
     target = folders()[0] / file.name
     if file.url is None:
         raise OSError("no program can")
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+    if offline():
         raise OSError("HF_HUB_OFFLINE is set")
 
     target.parent.mkdir(parents=True, exist_ok=True)

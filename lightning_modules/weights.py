@@ -5,7 +5,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from lightning_modules.config_errors import ConfigError
 from lightning_modules.config_files import CONFIGS, read_yaml
-from lightning_modules.weight_files import WeightFile, WeightsError, cache_folder, digest, find, obtain
+from lightning_modules.weight_files import WeightFile, WeightsError, cache_folder, digest, find, obtain, offline
 
 _log = logging.getLogger(__name__)
 ENTRIES = CONFIGS / "weights"
@@ -36,8 +36,12 @@ class Entry:
         licence: Of the weights.
         source: A page that describes them.
         files: Each file with its sha256; None where none is published.
-        address: What the name of a file is appended to; None where there is no address for a program.
-        manual: How to get them by hand, where there is no address.
+        address: What the name of a file is appended to; None where there is none.
+        hub: Hub id, instead of an address, of a model in the layout of transformers or diffusers; `files` are those
+            whose sha256 is known.
+        revision: Of the hub.
+        only: Patterns of the hub's files that are needed; all by default.
+        manual: How to get them by hand, where a program cannot.
         bytes: Size of all files together, as far as known.
         commercial: Whether the licence allows commercial use.
         packaged: Folder in `lightning_modules/packaged` instead of files.
@@ -53,6 +57,9 @@ class Entry:
     source: str
     files: Mapping[str, str | None] = field(default_factory=dict)
     address: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    only: tuple[str, ...] | None = None
     manual: str | None = None
     bytes: int | None = None
     commercial: bool = True
@@ -70,10 +77,17 @@ class Entry:
             for file, sha256 in self.files.items()
         ]
 
+    @property
+    def is_method(self) -> bool:
+        """Whether they are a whole method, which `--ckpt_path` takes."""
+        return self.packaged is not None or self.config is not None
+
     def present(self) -> bool:
         """Whether nothing has to be downloaded."""
         if self.packaged is not None:
             return (PACKAGED / self.packaged / MODEL).is_file()
+        if self.hub is not None:
+            return _in_cache(self) is not None
         return all(find(file) is not None for file in self.weight_files())
 
 
@@ -150,6 +164,20 @@ def resolve(name_or_path: str | Path, *, accept: bool = False) -> Path:
     raise WeightsError(unknown(text))
 
 
+def lacking(name: str) -> str | None:
+    """What to say of weights that are not here and cannot be downloaded; None where they are or can be."""
+    wanted = entry(name)
+    if wanted.present() or (not offline() and (wanted.address or wanted.hub)):
+        return None
+    named = ", ".join(wanted.files) or wanted.hub or wanted.packaged
+    return f"{name}: {named} is not on this machine and cannot be downloaded"
+
+
+def located(weights: str) -> str:
+    """The folder or file of weights that are given by name; a path or a hub id stays as it is."""
+    return str(resolve(weights)) if is_name(weights) and not Path(weights).exists() else weights
+
+
 def exported(folder: Path) -> Path:
     """The weights in the folder of an exported method.
 
@@ -177,6 +205,8 @@ def _obtain(wanted: Entry, accept: bool) -> Path:
             f"{wanted.name}: may not be used commercially ({wanted.licence}; {wanted.source}). To accept that: "
             f"lightning weights get {wanted.name} --accept"
         )
+    if wanted.hub is not None:
+        return _whole(wanted)
     found = [
         obtain(file, needed_by=f"--ckpt_path {wanted.name}", instead="instead of the name", manual=wanted.manual)
         for file in wanted.weight_files()
@@ -208,21 +238,57 @@ def _ready(path: Path) -> Path:
     return path
 
 
+def _in_cache(wanted: Entry) -> Path | None:
+    """The folder of a hub's model, where it is on this machine."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(str(wanted.hub), revision=wanted.revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if all((folder / file).is_file() for file in wanted.files) else None
+
+
+def _whole(wanted: Entry) -> Path:
+    """The folder of a hub's model, whose files have the sha256 that they are known to have.
+
+    Raises:
+        WeightsError: it cannot be downloaded, or is another.
+    """
+    folder = _in_cache(wanted) or _snapshot(str(wanted.hub), wanted.revision, wanted.only)
+    for file, sha256 in wanted.files.items():
+        found = digest(folder / file)
+        if found != sha256:
+            (folder / file).resolve().unlink()
+            (folder / file).unlink(missing_ok=True)
+            raise WeightsError(f"{folder / file}: its sha256 is {found}, not {sha256}; it is removed, get it again")
+    return folder
+
+
 def _from_hub(identity: str) -> Path:
     """The folder of an exported method on the hub, in the hub's cache."""
+    name, _, revision = identity.partition("@")
+    return _snapshot(name, revision or None, (MODEL, DESCRIPTION, "*.md", "pairs/*"))
+
+
+def _snapshot(name: str, revision: str | None, only: Sequence[str] | None = None) -> Path:
+    """Files of a repository on the hub, downloaded to the hub's cache.
+
+    Raises:
+        WeightsError: they cannot be had.
+    """
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ModuleNotFoundError as error:
-        raise WeightsError(f"{HUB}{identity}: needs the extra `huggingface_hub`") from error
+        raise WeightsError(f"{name}: needs the extra: pip install 'diffsr[huggingface_hub]'") from error
 
-    name, _, revision = identity.partition("@")
     try:
-        folder = snapshot_download(name, revision=revision or None, allow_patterns=[MODEL, DESCRIPTION, "*.md"])
+        return Path(snapshot_download(name, revision=revision, allow_patterns=None if only is None else list(only)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(
-            f"{HUB}{identity}: cannot be had from the hub ({reason}); bring the folder from a machine with a network "
-            "(hf download ID --local-dir FOLDER) and give it instead"
+            f"{name}: cannot be had from the hub ({reason}); bring the folder from a machine with a network (hf "
+            "download ID --local-dir FOLDER) and give it instead"
         ) from error
-    return Path(folder)

@@ -34,7 +34,7 @@ def listed(found: Entry) -> str:
     """What there is to know of weights, in a few lines."""
     where = "in the package" if found.packaged else "here" if found.present() else "not here"
     size = "" if found.bytes is None else f", {found.bytes / 1e6:,.1f} MB"
-    how = "" if found.packaged or found.address or found.present() else ", by hand"
+    how = ", by hand" if found.manual and not found.present() else ""
     lines = [f"{found.name} ({where}{how}{size})", found.purpose, f"{found.licence}; {found.source}"]
     if not found.commercial:
         lines[2] = f"not for commercial use: {lines[2]}"

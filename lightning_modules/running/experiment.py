@@ -39,11 +39,12 @@ DESCRIPTIONS = {
     "fit": "Trains a method: --config EXPERIMENT.yaml, further --config files laid over it, single options. With "
     "--ckpt_path a run goes on; `last` is the newest last.ckpt of the experiment, `best` its best by the monitored "
     "metric. --verify_resume N trains N steps twice, once with a kill amid them, and compares.",
-    "validate": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on its validation data.",
-    "test": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on test data, such as --config "
-    "configs/data/set5.yaml.",
-    "predict": "Enlarges images: --ckpt_path CHECKPOINT --input IMAGE_OR_FOLDER [--input MORE] --output FOLDER "
-    "[--skip_existing | --overwrite]. "
+    "validate": "Scores a checkpoint (--ckpt_path: a file, a name of `lightning weights`, `last` or `best`) on its "
+    "validation data.",
+    "test": "Scores a checkpoint (--ckpt_path: a file, a name of `lightning weights`, `last` or `best`) on test data, such "
+    "as --config configs/data/set5.yaml.",
+    "predict": "Enlarges images: --input IMAGE_OR_FOLDER [--input MORE] --output FOLDER "
+    "[--ckpt_path CHECKPOINT_OR_NAME] [--skip_existing | --overwrite]. "
     "--input and --output are short for the options of datamodules.folder.Folder and "
     "callbacks.prediction_writer.PredictionWriter.",
 }
