@@ -50,12 +50,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content or {}
 
 
+def found(path: Path) -> Path:
+    """The file that is meant: `configs/...` is that of this installation where the current folder has none."""
+    own = CONFIGS.joinpath(*path.parts[1:])
+    if path.exists() or path.parts[:1] != (CONFIGS.name,) or not own.is_file():
+        return path
+    _log.warning("%s: is not in this folder; taken from %s", path, CONFIGS)
+    return own
+
+
 def layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
     """The files that `path` composes, depth first, and itself last.
 
     Raises:
         ConfigError: a file cannot be read, or composes itself.
     """
+    path = found(path)
     if path.resolve() in seen:
         raise ConfigError(f"{path}: composes itself")
     for below in read_yaml(path).get("compose") or []:

@@ -41,8 +41,8 @@ DESCRIPTIONS = {
     "metric. --verify_resume N trains N steps twice, once with a kill amid them, and compares.",
     "validate": "Scores a checkpoint (--ckpt_path: a file, a name of `lightning weights`, `last` or `best`) on its "
     "validation data.",
-    "test": "Scores a checkpoint (--ckpt_path: a file, a name of `lightning weights`, `last` or `best`) on test data, such "
-    "as --config configs/data/set5.yaml.",
+    "test": "Scores a checkpoint (--ckpt_path: a file, a name of `lightning weights`, `last` or `best`) on test data, "
+    "such as --config configs/data/set5.yaml.",
     "predict": "Enlarges images: --input IMAGE_OR_FOLDER [--input MORE] --output FOLDER "
     "[--ckpt_path CHECKPOINT_OR_NAME] [--skip_existing | --overwrite]. "
     "--input and --output are short for the options of datamodules.folder.Folder and "
