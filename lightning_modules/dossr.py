@@ -15,6 +15,7 @@ from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.sd21 import ControlledUNet
 from lightning_modules.super_resolver import in_memory_format
+from lightning_modules.weights import to_download
 
 RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases", "--model.init_args.restorer_weights"
 
@@ -62,6 +63,11 @@ class DoSSRStableDiffusion(DiffusionModule):
     def missing(cls, arguments: Mapping[str, Any], **_: Any) -> str | None:
         """See `look_ahead.Part.missing`: the restorer's weights."""
         return no_file(arguments["restorer_weights"], *RESTORER)
+
+    @classmethod
+    def downloads(cls, arguments: Mapping[str, Any]) -> str | None:
+        """See `look_ahead.Part.downloads`: the restorer's weights, given by name."""
+        return to_download(arguments["restorer_weights"])
 
     @torch.no_grad()
     def start_image(self, batch: Batch) -> Tensor:

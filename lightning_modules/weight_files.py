@@ -50,7 +50,7 @@ def cache_folder() -> Path:
 
 
 def folders() -> list[Path]:
-    """Where weights are looked for; what is downloaded goes to the first: `$DIFFSR_WEIGHTS`, then `cache_folder`."""
+    """Where weights are looked for: `$DIFFSR_WEIGHTS`, then `cache_folder`."""
     named = os.environ.get("DIFFSR_WEIGHTS")
     return [*([Path(named).expanduser()] if named else []), cache_folder()]
 
@@ -66,8 +66,10 @@ def obtain(
     """The path of a file of weights: the given one, else found by name, else downloaded.
 
     The folder that `DIFFSR_WEIGHTS` names is searched first, then `cache_folder`. What is in neither is downloaded to
-    the first of them by one process of each machine, while the others wait for it. `HF_HUB_OFFLINE=1` forbids all
-    downloads. Where no sha256 is published, that of the first download is noted beside the file and compared later.
+    the first of them that can be written to, by one process of each machine, while the others wait for it.
+
+    `HF_HUB_OFFLINE=1` forbids all downloads. Where no sha256 is published, that of the first download is noted beside
+    the file and compared later.
 
     Args:
         file: What is wanted.
@@ -107,8 +109,13 @@ def find(file: WeightFile) -> Path | None:
     return next((folder / name for folder in folders() for name in names if (folder / name).is_file()), None)
 
 
+def _writable(folder: Path) -> bool:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return os.access(there, os.W_OK)
+
+
 def _download_once(file: WeightFile) -> Path:
-    target = folders()[0] / file.name
+    target = next(filter(_writable, folders()), cache_folder()) / file.name
     if file.url is None:
         raise OSError("no program can")
     if offline():

@@ -173,6 +173,12 @@ def lacking(name: str) -> str | None:
     return f"{name}: {named} is not on this machine and cannot be downloaded"
 
 
+def to_download(weights: str) -> str | None:
+    """The name of weights that would be downloaded; None for a path, and for what is here or cannot be downloaded."""
+    wanted = is_name(weights) and not entry(weights).present() and lacking(weights) is None
+    return weights if wanted else None
+
+
 def located(weights: str) -> str:
     """The folder or file of weights that are given by name; a path or a hub id stays as it is."""
     return str(resolve(weights)) if is_name(weights) and not Path(weights).exists() else weights
