@@ -171,8 +171,8 @@ def images(count: int = 2, scale: int = SCALE) -> Batch:
 
 
 def with_attention(batch: Batch) -> Batch:
-    """A map whose left half waits for long and whose right half never does."""
-    attention = torch.ones(len(batch["key"]), 1, SIDE, SIDE)
+    """A map whose left half joins near the end and whose right half in the middle of a run."""
+    attention = torch.full((len(batch["key"]), 1, SIDE, SIDE), 0.5)
     attention[..., : SIDE // 2] = 0.0
     return {**batch, "attention": attention}
 
