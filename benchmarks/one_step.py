@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from math import isnan
 from pathlib import Path
 from time import perf_counter
 from typing import cast
@@ -147,14 +148,13 @@ def table(found: list[Row]) -> str:
         return statistics.fmean(getattr(row, name) for row in means[way])
 
     reference = next(way for way in ways if way.startswith("teacher"))
-    lines = ["| | evaluations | PSNR-Y | LPIPS | to the teacher's | s an image | of the teacher's |", "|---" * 7 + "|"]
+    lines = ["| | evaluations | PSNR-Y | LPIPS | above the teacher | s an image | over the teacher |", "|---" * 7 + "|"]
     for way in ways:
         ratio = mean(way, "seconds") / mean(reference, "seconds")
-        timed = f"{mean(way, 'seconds'):.3f} | {ratio:.3f}" if way != "enlarged" else "| "
-        lines.append(
-            f"| {way} | {mean(way, 'evaluations'):.0f} | {mean(way, 'psnr'):.3f} | {mean(way, 'lpips'):.4f} "
-            f"| {mean(way, 'lpips') - mean(reference, 'lpips'):+.4f} | {timed} |"
-        )
+        timed = f"{mean(way, 'seconds'):.3f} | {ratio:.3f}" if way != "enlarged" else "- | -"
+        lpips = mean(way, "lpips")
+        compared = "- | -" if isnan(lpips) else f"{lpips:.4f} | {lpips - mean(reference, 'lpips'):+.4f}"
+        lines.append(f"| {way} | {mean(way, 'evaluations'):.0f} | {mean(way, 'psnr'):.3f} | {compared} | {timed} |")
     return "\n".join(lines)
 
 

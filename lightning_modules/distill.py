@@ -39,8 +39,8 @@ class Distill(SuperResolver):
 
         |f(x_T) - teacher(x_T)|^2 + |g(teacher(x_T)) - x_T|^2 + |f(g(x0)) - x0|^2, x0 the target, g(x0) without gradient
 
-    Each has a weight, 1 in the paper. The network alone is trained. A student's checkpoint describes its method
-    and holds nothing of the teacher, so that it enlarges images without the teacher's file.
+    Each has a weight, 1 in the paper. The network alone is trained. A student's checkpoint describes its method and
+    holds nothing of the teacher, so that it enlarges images without the teacher's file.
 
     What differs from SinSR, because any process can be the teacher's: g gives the noise in x_T, of unit variance, so
     that its loss has the same scale at every noise level (SinSR's, on x_T of ResShift, is `kappa^2 shift_T` = 3.9 times
@@ -445,7 +445,7 @@ def check_sampler(sampler: Sampler, process: Process, path: str) -> None:
 def deterministic(sampler: Sampler, process: Process) -> str:
     """What to take instead of a sampler that draws noise."""
     if isinstance(sampler, EDMHeun):
-        return f"{class_path(type(sampler))} with eta: 0 and churn: 0"
+        return f"{class_path(type(sampler))} with eta: 0" + (" and churn: 0" if sampler.churn > 0 else "")
     ddim = f"{class_path(DDIM)} with eta: 0"
     return f"{ddim} or {class_path(DPMSolverPlusPlus)} with stochastic: false" if process.scalar_mean else ddim
 

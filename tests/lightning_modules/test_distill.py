@@ -538,7 +538,7 @@ def test_a_teacher_of_one_step_has_nothing_to_distil(tmp_path: Path) -> None:
         ("sr3", DPMSolverPlusPlus(5, stochastic=True), r"DPMSolverPlusPlus with stochastic: false"),
         ("dossr", None, r"DDIM with eta: 0 or .*DPMSolverPlusPlus with stochastic: false"),
         ("edm", EDMHeun(5, churn=2.0, churn_range=(0.0, 3.0)), r"EDMHeun with eta: 0 and churn: 0"),
-        ("relay", None, r"relay_sampler.RelayHeun with eta: 0"),
+        ("relay", None, r"relay_sampler.RelayHeun with eta: 0 as --model"),
         ("relay", Ancestral(5), r"give lightning_modules.diffusion.samplers.DDIM with eta: 0 as"),
     ],
 )
