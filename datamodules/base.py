@@ -54,7 +54,8 @@ class SRDataModule(LightningDataModule, ABC):
             cropped and mirrored with the images (YODA); None leaves the map to the method.
 
     Raises:
-        ValueError: `crop` or `val_crop` is not a multiple of `scale`, or the degradation has another scale.
+        ValueError: a number is too small; `crop` or `val_crop` is not a multiple of `scale`; or the degradation has
+            another scale.
     """
 
     def __init__(
@@ -77,6 +78,10 @@ class SRDataModule(LightningDataModule, ABC):
         attention: str | None = None,
     ) -> None:
         super().__init__()
+        counts = {"scale": scale, "batch_size": batch_size, "val_batch_size": val_batch_size}
+        for name, value, least in (*((*count, 1) for count in counts.items()), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"{name}: must be at least {least}, got {value}")
         self.save_hyperparameters()
         if isinstance(self.hparams.get("degradation"), Degradation):
             del self.hparams["degradation"]  # built in code, not from a config: a checkpoint holds plain values only

@@ -52,11 +52,13 @@ class _UniqueKeys(yaml.SafeLoader):
         """One mapping.
 
         Raises:
-            ConfigError: a key stands in it twice.
+            ConfigError: a key stands in it twice, or is no word.
         """
         first: dict[Any, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{line}: a key must be a word, not a list or a mapping")
             if key.value in first:
                 raise ConfigError(f"{line}: the key '{key.value}' is written twice, first in line {first[key.value]}")
             first[key.value] = line
@@ -83,16 +85,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files that `path` composes, depth first, and itself last.
+    """The files that `path` composes, depth first, and itself last unless it says nothing.
 
     Raises:
         ConfigError: a file cannot be read, or composes itself.
     """
     if path.resolve() in seen:
         raise ConfigError(f"{path}: composes itself")
-    for below in read_yaml(path).get("compose") or []:
+    content = read_yaml(path)
+    composed = content.get("compose") or []
+    if not isinstance(composed, list) or not all(isinstance(below, str) for below in composed):
+        raise ConfigError(f"{path}: compose must be a list of files, such as [base.yaml, method/sr3.yaml]")
+
+    for below in composed:
         yield from layers(path.parent / below, (*seen, path.resolve()))
-    yield path
+    if content:
+        yield path
 
 
 # Command lines.
@@ -429,7 +437,7 @@ def build_part(
     for layer in ordered:
         below = list(layers(layer)) if isinstance(layer, Path) else []
         files += below
-        contents += [read_yaml(file) for file in below] or [dict(cast(Mapping[str, Any], layer))]
+        contents += [read_yaml(file) for file in below] if isinstance(layer, Path) else [dict(layer)]
     beside = [_plain(_Given([content], []).last(room) or {}, name) for content in contents]
 
     parser = ArgumentParser(**PARSER)

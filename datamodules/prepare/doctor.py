@@ -112,7 +112,9 @@ def remarks(source: Source, findings: Sequence[Findings], crop: int, scale: int,
     if isinstance(source, ShardSource):
         yield from _about_shards(source, processes)
 
-    errors = [finding.error for finding in findings if finding.error]
+    # What a damaged shard lacks has been said once, of the shard.
+    damaged = tuple(f"{text.partition(': ')[0]} " for text in source.damage())
+    errors = [finding.error for finding in findings if finding.error and not finding.error.startswith(damaged)]
     for error in errors[:_SHOWN]:
         yield Remark(True, f"{error}: repair or repack it")
     if len(errors) > _SHOWN:

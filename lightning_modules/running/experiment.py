@@ -155,6 +155,9 @@ class CLI(LightningCLI):
         assert isinstance(args, list)
         known = list(self._subcommand_parsers[self.line.command].get_defaults().keys())
         self.config = parse(parser, args, Source(self.line.files, self.line.options, known))
+        seed = self.config[self.line.command].seed_everything
+        if seed is not True and not 0 <= seed < 2**32:
+            raise ConfigError(f"--seed_everything: must be 0 to {2**32 - 1}, got {seed}")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the checkpoint's arguments were the first layer, so that all others beat them."""
