@@ -75,6 +75,10 @@ COMMANDS = {
     "compare": Command("make tables and pictures of results", _main("lightning_modules.evaluation.compare")),
     "sweep-samplers": Command("compare samplers and steps", _main("lightning_modules.evaluation.sweep")),
     "score": Command("score a folder of anyone's pictures", _main("lightning_modules.evaluation.score")),
+    "weights": Command("list weights by name, and get them", _main("lightning_modules.exporting.weights_command")),
+    "export": Command("make a trained method a folder for others", _main("lightning_modules.exporting.export")),
+    "verify": Command("see whether an export computes what it did", _main("lightning_modules.exporting.verify")),
+    "push": Command("publish an export on a hub", _main("lightning_modules.exporting.push")),
     "replay": Command("repeat a training step whose loss was NaN", _main("lightning_modules.running.replay")),
 }
 

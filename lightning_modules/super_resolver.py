@@ -82,6 +82,13 @@ class SuperResolver(LightningModule, ABC):
     def protocol(self) -> str:
         """Name of the sampling procedure in results, such as "ddim-10"."""
 
+    def one_step(self) -> nn.Module | None:
+        """The network that makes the image by itself, from `lr` `[B,3,h,w]` of any size to `[B,3,H,W]`, in [-1, 1].
+
+        None where the image needs anything else: noise, the enlarged image, or several evaluations.
+        """
+        return None
+
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """Additional pictures for the sample grid by title, `[B,1 or 3,H,W]` in [0, 1]."""
         return {}
@@ -240,6 +247,9 @@ class SuperResolver(LightningModule, ABC):
             raise ValueError(
                 f"{self._trainer.ckpt_path}: holds weights alone, without the state of a training run that could go on"
             )
+        if not checkpoint["optimizer_states"]:  # an exported method
+            rank_zero_info(f"{self._trainer.ckpt_path}: a run begins with these weights, with a new optimizer")
+            return
         for change in reconfigure(checkpoint, self.hparams, self.optimizer, self.lr_scheduler):
             rank_zero_info(f"--ckpt_path: {change}")
 

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Self
 
 import torch
@@ -48,6 +49,19 @@ def seeded(keys: Iterable[str]) -> Iterator[None]:
         yield
 
 
+_elsewhere: ContextVar[torch.device | None] = ContextVar("_elsewhere", default=None)
+
+
+@contextlib.contextmanager
+def drawn_on(device: torch.device) -> Iterator[None]:
+    """A context in which `KeyedNoise` is drawn on one device, so that it is the same wherever it is used."""
+    token = _elsewhere.set(device)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
 class KeyedNoise:
     """A `Randn` with one generator for each sample of the batch.
 
@@ -62,7 +76,8 @@ class KeyedNoise:
     def of(cls, keys: Iterable[str], purpose: str, device: torch.device) -> Self:
         """Noise seeded by the global seed, the key of each image, and a name for what the noise is used for."""
         seeds = (stable_seed(global_seed(), key, purpose) for key in keys)
-        return cls(torch.Generator(device).manual_seed(seed) for seed in seeds)
+        drawn = _elsewhere.get() or device
+        return cls(torch.Generator(drawn).manual_seed(seed) for seed in seeds)
 
     def __call__(self, like: Tensor) -> Tensor:
         """Noise in the shape of `like`, `[B,...]`.
@@ -73,7 +88,7 @@ class KeyedNoise:
         if len(self.generators) != like.shape[0]:
             raise ValueError(f"{len(self.generators)} generators, but noise is asked for a batch of {like.shape[0]}")
         samples = [
-            torch.randn(like.shape[1:], generator=generator, device=like.device, dtype=like.dtype)
+            torch.randn(like.shape[1:], generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
             for generator in self.generators
         ]
         return torch.stack(samples)

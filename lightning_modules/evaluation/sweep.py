@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.base import DiffusionModule
-from lightning_modules.config import CONFIGS, build_part, load_method
+from lightning_modules.config import build_part, load_method
 from lightning_modules.config_errors import ConfigError
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.evaluation.compare import write_report

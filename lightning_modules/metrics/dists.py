@@ -9,7 +9,7 @@ from torch.nn.functional import conv2d
 
 from lightning_modules.metrics.image_features import FILES, WIDTHS, ImageFeatures
 from lightning_modules.metrics.score import FullReferenceScore
-from lightning_modules.metrics.weights import obtain, read_tensors
+from lightning_modules.weight_files import obtain, read_tensors
 
 LEARNED = Path(torchmetrics.__file__).parent / "functional" / "image" / "dists_models" / "weights.pt"  # the authors'
 CHANNELS = (3, *WIDTHS["vgg"])  # the image itself is the first stage

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lightning_modules.metrics.weights import WeightFile, WeightsError, read_tensors
+from lightning_modules.weight_files import WeightFile, WeightsError, read_tensors
 
 Backbone = Literal["alex", "vgg"]
 

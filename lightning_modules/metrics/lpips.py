@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_modules.metrics.image_features import FILES, WIDTHS, Backbone, ImageFeatures
 from lightning_modules.metrics.score import FullReferenceScore
-from lightning_modules.metrics.weights import obtain, read_tensors
+from lightning_modules.weight_files import obtain, read_tensors
 
 LINEAR = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models"  # the authors' v0.1 layers
 

@@ -9,8 +9,9 @@ import torch
 from datamodules.degradations.bicubic import Bicubic
 from lightning_modules.checkpoint import CheckpointError, newest
 from lightning_modules.cli import degradation
-from lightning_modules.config import CONFIGS, layers, read_command_line, read_yaml, take_option
+from lightning_modules.config import read_command_line, take_option
 from lightning_modules.config_errors import ConfigError
+from lightning_modules.config_files import CONFIGS, layers, read_yaml
 
 
 def test_layers_are_depth_first_and_end_with_the_file(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.randomness import KeyedNoise, seeded
+from lightning_modules.diffusion.randomness import KeyedNoise, drawn_on, seeded
 
 CPU = torch.device("cpu")
 LIKE = torch.zeros(3, 2, 4, 4)
@@ -73,3 +73,15 @@ def test_inside_seeded_global_numbers_follow_from_the_keys() -> None:
     torch.manual_seed(1)
     assert torch.equal(numbers("a", "b"), first)
     assert not torch.equal(numbers("a"), first)
+
+
+def test_noise_that_is_drawn_elsewhere_arrives_where_it_is_used() -> None:
+    like = torch.empty(2, 3, device="meta")
+    with drawn_on(torch.device("cpu")):
+        noise = KeyedNoise.of(["a", "b"], "start", torch.device("meta"))
+    assert noise(like).device.type == "meta"
+    assert {generator.device.type for generator in noise.generators} == {"cpu"}
+    expected = KeyedNoise.of(["a", "b"], "start", torch.device("cpu"))(torch.empty(2, 3))
+    with drawn_on(torch.device("cpu")):
+        again = KeyedNoise.of(["a", "b"], "start", torch.device("meta"))
+    assert torch.equal(again(torch.empty(2, 3)), expected)
