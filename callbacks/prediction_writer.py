@@ -47,6 +47,8 @@ class PredictionWriter(BasePredictionWriter):
             `srgb` writes sRGB without a profile.
         format: `png`, `jpg`, `webp` or `tiff`.
         quality: Of jpg and webp, 1 to 100.
+        whole: Keep what belongs to the photograph: profile, metadata, transparency, 16 bits, grey. False for results
+            that are no photographs.
 
     Attributes:
         failures: The images of all processes that were not written, and why, once the prediction has ended.
@@ -63,6 +65,7 @@ class PredictionWriter(BasePredictionWriter):
         colours: Colours = "source",
         format: str = "png",
         quality: int = QUALITY,
+        whole: bool = True,
     ) -> None:
         super().__init__(write_interval="batch")
         check_options(format, quality, skip_existing=skip_existing, overwrite=overwrite)
@@ -72,7 +75,7 @@ class PredictionWriter(BasePredictionWriter):
             )
 
         self.folder, self.skip_existing, self.overwrite = folder, skip_existing, overwrite
-        self.colours, self.format, self.quality = colours, format, quality
+        self.colours, self.format, self.quality, self.whole = colours, format, quality, whole
         self.failures: dict[str, str] = {}
         self._target = Path(folder or ".").expanduser()
         self._written: dict[str, None] = {}
@@ -141,7 +144,8 @@ class PredictionWriter(BasePredictionWriter):
             images = prediction[name] if name == "sr" else spread_picture(prediction[name])
             for index, key in enumerate(batch["key"]):
                 if key not in self._skipped and key not in self.failures:
-                    source = batch["photograph"][index] if "photograph" in batch and name == "sr" else None
+                    kept = "photograph" in batch and name == "sr" and self.whole
+                    source = batch["photograph"][index] if kept else None
                     self._write(images[index : index + 1], key, suffix, source)
 
     def _write(self, image: Tensor, key: str, suffix: str, source: Photograph | None) -> None:

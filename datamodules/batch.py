@@ -28,6 +28,7 @@ class Batch(TypedDict):
     attention: NotRequired[Tensor]  # [B,1,H,W] in [0,1], where the data set carries a map
     sr: NotRequired[Tensor]  # [B,3,H,W], the result, where an interrupted test had written it
     photograph: NotRequired[list[Photograph]]  # what each image was read as, where photographs are enlarged
+    place: NotRequired[list[tuple[int, int]]]  # of parts of larger images: first row and column, in pixels of up
     skip: NotRequired[bool]  # put here by the prediction writer: the results exist, nothing is to be computed
 
 

@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from datamodules.base import SRDataModule
 from datamodules.batch import Batch
-from datamodules.degradations.levels import from_levels
+from datamodules.degradations.levels import as_tensor, from_levels
 from datamodules.images import ImageError, find_images
-from datamodules.photograph import Levels, read_photograph
+from datamodules.photograph import read_photograph
 from datamodules.stream.sources import FileSource, Source, unique_keys
 
 _log = logging.getLogger(__name__)
@@ -93,11 +91,6 @@ def keyed(given: Mapping[Path, Sequence[Path]]) -> list[tuple[str, Path]]:
         for file in files:
             names.setdefault(file, _name_below(path, file, alone=len(given) == 1))
     return list(zip(unique_keys(list(names.values())), names, strict=True))
-
-
-def as_tensor(colours: Levels) -> Tensor:
-    """Pixels `[H,W,3]` of any integer type as a tensor `[1,3,H,W]`."""
-    return torch.from_numpy(np.array(colours.transpose(2, 0, 1), order="C"))[None]
 
 
 def _given(split: str, paths: Sequence[str] | None) -> list[Path]:

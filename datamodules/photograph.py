@@ -142,23 +142,39 @@ def read_photograph(source: bytes | Path, name: str) -> Photograph:
     """
     if isinstance(source, Path) and source.suffix.lower() in RAW:
         return _raw_photograph(source, name)
-    content = source if isinstance(source, bytes) else None
     with opened(source, name) as image:
-        warn_of_pages(image, name)
-        turned, deep = orientation(image), _deep_kind(image)
-        iptc = _iptc(image)
-        ImageOps.exif_transpose(image, in_place=True)
-        xmp = image.info.get("xmp") or _tag(image, _XMP)
-        mode, profile = image.mode, image.info.get("icc_profile") or None
-        exif, dpi = _exif(image), _dpi(image)
+        return _photograph(image, source, name)
 
-        colours: Levels
-        alpha: Levels | None
-        if deep is not None:
-            content = content if content is not None else Path(str(source)).read_bytes()
-            colours, alpha = _deep(image, content, deep, turned, name)
-        else:
-            colours, alpha = _shallow(image, name)
+
+def photograph_of(image: Image.Image, name: str) -> Photograph:
+    """What `read_photograph` makes of a file, of an image that Pillow has opened.
+
+    Raises:
+        ImageError: it is of a kind that has no clear meaning.
+    """
+    try:
+        return _photograph(image.copy(), None, name)
+    except (ValueError, OSError) as error:
+        raise ImageError(f"{name}: {error}") from error
+
+
+def _photograph(image: Image.Image, source: bytes | Path | None, name: str) -> Photograph:
+    """Reads an opened image, which is changed; `source` is read again where Pillow cuts 16 bits to 8."""
+    warn_of_pages(image, name)
+    turned, deep = orientation(image), _deep_kind(image)
+    iptc = _iptc(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    xmp = image.info.get("xmp") or _tag(image, _XMP)
+    mode, profile = image.mode, image.info.get("icc_profile") or None
+    exif, dpi = _exif(image), _dpi(image)
+
+    colours: Levels
+    alpha: Levels | None
+    if deep is not None:
+        content = source.read_bytes() if isinstance(source, Path) else source or b""
+        colours, alpha = _deep(image, content, deep, turned, name)
+    else:
+        colours, alpha = _shallow(image, name)
 
     grey = mode in _GREY
     kind = "" if profile is None else to_srgb(profile)[0]
@@ -344,6 +360,22 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
     return (across, down) if min(across, down) > 1 else None
 
 
+def pillow_image(photograph: Photograph) -> Image.Image:
+    """The photograph as Pillow holds one, of 8 bits unless it is grey and opaque, in its own profile."""
+    kind, profile = FORMATS["png"], photograph.profile
+    if photograph.depth == 16 and photograph.grey and photograph.alpha is None:
+        made = Image.fromarray(_deep_pixels(photograph, profile))
+    else:
+        made = _image(photograph, profile, kind)
+    options = _options(photograph, profile, kind, QUALITY)
+    made.info |= {name: options[name] for name in ("icc_profile", "dpi") if name in options}
+    if photograph.exif is not None:
+        made.info["exif"] = photograph.exif.tobytes()
+    if photograph.xmp is not None:
+        made.info["xmp"] = photograph.xmp
+    return made
+
+
 # Pixels.
 
 
@@ -356,14 +388,19 @@ def rescaled(levels: Levels, dtype: Any) -> Levels:
     return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def resampled(channel: Levels, size: tuple[int, int]) -> Levels:
-    """A channel `[H,W]` at another width and height, by Lanczos' kernel, which is antialiased where it shrinks."""
-    if size == (channel.shape[1], channel.shape[0]):
-        return channel
-    if channel.dtype == np.uint8:
-        return np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.LANCZOS))
-    made = Image.fromarray(channel.astype(np.float32)).resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(made).round().clip(0, 65535).astype(np.uint16)
+def resampled(levels: Levels, size: tuple[int, int]) -> Levels:
+    """Pixels `[H,W]` or `[H,W,C]` at another width and height, by Lanczos' kernel, antialiased where it shrinks."""
+    if size == (levels.shape[1], levels.shape[0]):
+        return levels
+    if levels.ndim == 3:
+        made = np.empty((size[1], size[0], levels.shape[2]), levels.dtype)
+        for channel in range(levels.shape[2]):
+            made[..., channel] = resampled(np.ascontiguousarray(levels[..., channel]), size)
+        return made
+    if levels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.LANCZOS))
+    floats = Image.fromarray(levels.astype(np.float32)).resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(floats).round().clip(0, 65535).astype(np.uint16)
 
 
 @lru_cache(maxsize=1)

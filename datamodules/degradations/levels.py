@@ -1,6 +1,10 @@
 """The grey levels of 8-bit and 16-bit images, and back to floats."""
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -24,3 +28,8 @@ def to_levels(image: Tensor, depth: int) -> Tensor:
     if depth == 8:
         return to_uint8(image, black=-1.0)
     return ((image + 1) * (65535 / 2)).round().clamp(0, 65535).to(torch.int32).to(torch.uint16)
+
+
+def as_tensor(pixels: NDArray[Any]) -> Tensor:
+    """Pixels `[H,W,3]` of any type as a tensor `[1,3,H,W]`."""
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))[None]
