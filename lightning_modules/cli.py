@@ -67,7 +67,8 @@ COMMANDS = {
     "fit": Command("train, or go on with a run", _experiment("fit")),
     "validate": Command("score a checkpoint on its validation data", _experiment("validate")),
     "test": Command("score a checkpoint on test data", _experiment("test")),
-    "predict": Command("enlarge images", _experiment("predict")),
+    "enlarge": Command("enlarge photographs", _main("lightning_modules.enlarging.command")),
+    "predict": Command("enlarge images with an experiment's trainer", _experiment("predict")),
     "pack": Command("pack images into shards to train on", _main("datamodules.prepare.pack")),
     "doctor": Command("examine packed sets and folders before training", _main("datamodules.prepare.doctor")),
     "preview": Command("show degraded images with their recipes", _preview),
@@ -87,7 +88,7 @@ HELP = f"""lightning COMMAND ...: diffusion super-resolution experiments
 {"".join(f"  {name:16s}{command.summary}{chr(10)}" for name, command in COMMANDS.items())}
   train       lightning fit --config configs/quickstart.yaml      on photographs that are already here
               lightning fit --config configs/srdiff_yoda.yaml     the paper's recipe, on DIV2K; first configs/rrdb.yaml
-  enlarge     lightning predict --ckpt_path RUN/checkpoints/last.ckpt --input PHOTOS --output FOLDER
+  enlarge     lightning enlarge PHOTOS -o FOLDER                  --weights RUN/checkpoints/last.ckpt for your own
   score       lightning test --ckpt_path RUN/checkpoints/last.ckpt --config configs/data/set5.yaml
               lightning score PICTURES TARGETS --out FOLDER           anyone's pictures, no model needed
   compare     lightning compare RESULTS RESULTS ... --out FOLDER

@@ -427,4 +427,5 @@ def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperRe
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     model.trained_scale = data_config(checkpoint).get("scale")
+    model.trained_kernel = data_config(checkpoint).get("up_kernel", "matlab")
     return model.eval().to(device)
