@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -121,7 +122,7 @@ class SRDataModule(LightningDataModule, ABC):
             for split in splits:
                 if split == "predict":
                     data.predict_dataloader()
-                else:
+                elif split != "val" or data.validates or "train" not in splits:
                     data._samples(split)
         except FileNotFoundError as error:
             return str(error)
@@ -151,8 +152,19 @@ class SRDataModule(LightningDataModule, ABC):
         )
         return Loader(stream, self.num_workers, first=self._next_batch)
 
-    def val_dataloader(self) -> Loader:
-        """Every validation image once."""
+    @property
+    def validates(self) -> bool:
+        """Whether there is a set to validate on; without one a training goes without."""
+        return True
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Every validation image once; nothing, with a message, in a training that has no set to validate on."""
+        if not self.validates and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            rank_zero_info(
+                "there is no validation set, so this training shows no scores and chooses no best checkpoint; to have "
+                "them, set --data.init_args.val (for a folder of photographs to a share of them, such as 10%)"
+            )
+            return []
         return self._evaluation("val")
 
     def test_dataloader(self) -> Loader:

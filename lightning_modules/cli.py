@@ -35,8 +35,9 @@ def _experiment(name: str) -> Callable[[Sequence[str]], Any]:
     return lambda arguments: import_module("lightning_modules.running.experiment").main([name, *arguments])
 
 
-def _preview(arguments: Sequence[str]) -> Any:
-    return import_module("datamodules.prepare.preview").main(arguments, degradation)
+def _degrading(module: str) -> Callable[[Sequence[str]], Any]:
+    """As `_main`, of a module that makes low-resolution images and cannot read configs itself."""
+    return lambda arguments: import_module(module).main(arguments, degradation)
 
 
 def degradation(configs: Sequence[str], scale: int | None = None) -> Any:
@@ -69,9 +70,9 @@ COMMANDS = {
     "test": Command("score a checkpoint on test data", _experiment("test")),
     "enlarge": Command("enlarge photographs", _main("lightning_modules.enlarging.command")),
     "predict": Command("enlarge images with an experiment's trainer", _experiment("predict")),
-    "pack": Command("pack images into shards to train on", _main("datamodules.prepare.pack")),
+    "pack": Command("pack images into shards to train on", _degrading("datamodules.prepare.pack")),
     "doctor": Command("examine packed sets and folders before training", _main("datamodules.prepare.doctor")),
-    "preview": Command("show degraded images with their recipes", _preview),
+    "preview": Command("show degraded images with their recipes", _degrading("datamodules.prepare.preview")),
     "import": Command("make a checkpoint of published weights", _main("lightning_modules.published.importing")),
     "compare": Command("make tables and pictures of results", _main("lightning_modules.evaluation.compare")),
     "sweep-samplers": Command("compare samplers and steps", _main("lightning_modules.evaluation.sweep")),

@@ -343,6 +343,7 @@ def quieten() -> None:
     """Drops messages of libraries that no user of this command can act upon."""
     for message in (
         "The `srun` command is available on your system but is not used",
+        "Total length of `list` across ranks is zero",  # `SRDataModule.val_dataloader` says it
         "Checkpoint directory",  # of a run that goes on in its folder
         "`isinstance(treespec",
         "Precision bf16-mixed is not supported by the model summary",
