@@ -611,7 +611,8 @@ CHECKPOINT_CASES = {
         ("runs/sr3: no run there has a checkpoints/last",),
     ),
     "checkpoints: a folder": Case(
-        lambda good: ["test", "--ckpt_path", ".", *arguments(SR3)], (r"\.: no such checkpoint",)
+        lambda good: ["test", "--ckpt_path", ".", *arguments(SR3)],
+        (r"\.: is no exported method, it has no model\.safetensors; give a checkpoint's file",),
     ),
     "checkpoints: of nothing": Case(damaged(lambda content: b""), ("bad.ckpt: is ",)),
     "checkpoints: a text": Case(damaged(lambda content: b"weights"), ("bad.ckpt: is ",)),
