@@ -63,7 +63,7 @@ class DiffusionModule(DiffusionSampling):
             deviation are written.
         tile: When sampling, the network is evaluated on overlapping tiles of this many pixels of the enlarged image a
             side, which bounds its memory; the result differs slightly. None: on the whole image.
-        overlap: Overlap of neighbouring tiles, in pixels of the enlarged image.
+        overlap: Overlap of neighbouring tiles, in pixels of the enlarged image; None: about an eighth of a tile.
 
     Raises:
         ValueError: `draws` is below 1, tiles do not fit the network, network and parameterization disagree on what
@@ -87,7 +87,7 @@ class DiffusionModule(DiffusionSampling):
         compile: bool = False,
         draws: int = 1,
         tile: int | None = None,
-        overlap: int = 64,
+        overlap: int | None = None,
     ) -> None:
         super().__init__()
         if draws < 1:

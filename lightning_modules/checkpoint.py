@@ -72,21 +72,34 @@ def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
         check(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and not weights)
-    except pickle.UnpicklingError as error:
-        if zipped or _first_byte(path) == b"\x80":  # a pickle, new or old form
-            raise CheckpointError(
-                f"{path}: holds Python objects beside tensors and plain values, and is not loaded because unpickling "
-                "them could execute code. Where that can do no harm, in a container without network and without your "
-                "files, the code that wrote it can export the weights: "
-                "safetensors.torch.save_file(MODULE.state_dict(), 'weights.safetensors')"
-            ) from error
-        raise CheckpointError(f"{path}: is not a checkpoint ({_first(error)})") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: is damaged or no checkpoint ({_first(error)})") from error
+    except Exception as error:  # whatever a damaged pickle makes of its values
+        if zipped:
+            check(path)
+        raise _unreadable(path, error, zipped) from error
 
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def _unreadable(path: Path, error: Exception, zipped: bool) -> CheckpointError:
+    """What to do about a file that is whole and yet no checkpoint."""
+    with path.open("rb") as file:
+        begin = file.read(32)
+    if begin.startswith(b"version https://git-lfs"):
+        return CheckpointError(
+            f"{path}: is only the pointer to a large file; fetch the file itself with `git lfs pull`"
+        )
+    if isinstance(error, pickle.UnpicklingError) and (zipped or begin[:1] == b"\x80"):  # a pickle, new or old form
+        return CheckpointError(
+            f"{path}: holds Python objects beside tensors and plain values, and is not loaded because unpickling "
+            "them could execute code. Where that can do no harm, in a container without network and without your "
+            "files, the code that wrote it can export the weights: "
+            "safetensors.torch.save_file(MODULE.state_dict(), 'weights.safetensors')"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return CheckpointError(f"{path}: is no checkpoint: it begins with {begin!r}; fetch the file again")
+    return CheckpointError(f"{path}: is damaged or no checkpoint ({_first(error)}); fetch or train it again")
 
 
 def check(path: Path) -> None:
@@ -128,11 +141,6 @@ def _described(tensors: dict[str, Tensor], description: Path) -> dict[str, Any]:
     return {**_content(state, config), "optimizer_states": [], "lr_schedulers": []}
 
 
-def _first_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(1)
-
-
 def _first(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
@@ -144,9 +152,10 @@ def model_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, A
     Raises:
         CheckpointError: the file is no checkpoint of this project.
     """
-    hparams = dict(checkpoint.get("hyper_parameters", {}))
+    stored = checkpoint.get("hyper_parameters", {})
+    hparams = dict(stored) if isinstance(stored, Mapping) else {}
     class_path = hparams.pop("_class_path", None)
-    if class_path is None or "state_dict" not in checkpoint:
+    if class_path is None or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise CheckpointError(
             f"{path}: was not written by a training run of this project; weights that a paper published are converted "
             "first: lightning import --help"

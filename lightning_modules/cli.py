@@ -35,8 +35,9 @@ def _experiment(name: str) -> Callable[[Sequence[str]], Any]:
     return lambda arguments: import_module("lightning_modules.running.experiment").main([name, *arguments])
 
 
-def _preview(arguments: Sequence[str]) -> Any:
-    return import_module("datamodules.prepare.preview").main(arguments, degradation)
+def _degrading(module: str) -> Callable[[Sequence[str]], Any]:
+    """As `_main`, of a module that makes low-resolution images and cannot read configs itself."""
+    return lambda arguments: import_module(module).main(arguments, degradation)
 
 
 def degradation(configs: Sequence[str], scale: int | None = None) -> Any:
@@ -67,10 +68,11 @@ COMMANDS = {
     "fit": Command("train, or go on with a run", _experiment("fit")),
     "validate": Command("score a checkpoint on its validation data", _experiment("validate")),
     "test": Command("score a checkpoint on test data", _experiment("test")),
-    "predict": Command("enlarge images", _experiment("predict")),
-    "pack": Command("pack images into shards to train on", _main("datamodules.prepare.pack")),
+    "enlarge": Command("enlarge photographs", _main("lightning_modules.enlarging.command")),
+    "predict": Command("enlarge images with an experiment's trainer", _experiment("predict")),
+    "pack": Command("pack images into shards to train on", _degrading("datamodules.prepare.pack")),
     "doctor": Command("examine packed sets and folders before training", _main("datamodules.prepare.doctor")),
-    "preview": Command("show degraded images with their recipes", _preview),
+    "preview": Command("show degraded images with their recipes", _degrading("datamodules.prepare.preview")),
     "import": Command("make a checkpoint of published weights", _main("lightning_modules.published.importing")),
     "compare": Command("make tables and pictures of results", _main("lightning_modules.evaluation.compare")),
     "sweep-samplers": Command("compare samplers and steps", _main("lightning_modules.evaluation.sweep")),
@@ -87,7 +89,7 @@ HELP = f"""lightning COMMAND ...: diffusion super-resolution experiments
 {"".join(f"  {name:16s}{command.summary}{chr(10)}" for name, command in COMMANDS.items())}
   train       lightning fit --config configs/quickstart.yaml      on photographs that are already here
               lightning fit --config configs/srdiff_yoda.yaml     the paper's recipe, on DIV2K; first configs/rrdb.yaml
-  enlarge     lightning predict --ckpt_path RUN/checkpoints/last.ckpt --input PHOTOS --output FOLDER
+  enlarge     lightning enlarge PHOTOS -o FOLDER                  --weights RUN/checkpoints/last.ckpt for your own
   score       lightning test --ckpt_path RUN/checkpoints/last.ckpt --config configs/data/set5.yaml
               lightning score PICTURES TARGETS --out FOLDER           anyone's pictures, no model needed
   compare     lightning compare RESULTS RESULTS ... --out FOLDER

@@ -398,7 +398,7 @@ def build_part(
     for layer in ordered:
         below = list(layers(layer)) if isinstance(layer, Path) else []
         files += below
-        contents += [read_yaml(file) for file in below] or [dict(cast(Mapping[str, Any], layer))]
+        contents += [read_yaml(file) for file in below] if isinstance(layer, Path) else [dict(layer)]
     beside = [_plain(_Given([content], []).last(room) or {}, name) for content in contents]
 
     parser = ArgumentParser(**PARSER)
@@ -447,4 +447,5 @@ def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperRe
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     model.trained_scale = data_config(checkpoint).get("scale")
+    model.trained_kernel = data_config(checkpoint).get("up_kernel", "matlab")
     return model.eval().to(device)

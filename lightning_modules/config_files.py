@@ -20,11 +20,13 @@ class _UniqueKeys(yaml.SafeLoader):
         """One mapping.
 
         Raises:
-            ConfigError: a key stands in it twice.
+            ConfigError: a key stands in it twice, or is no word.
         """
         first: dict[Any, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{line}: a key must be a word, not a list or a mapping")
             if key.value in first:
                 raise ConfigError(f"{line}: the key '{key.value}' is written twice, first in line {first[key.value]}")
             first[key.value] = line
@@ -60,7 +62,7 @@ def found(path: Path) -> Path:
 
 
 def layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files that `path` composes, depth first, and itself last.
+    """The files that `path` composes, depth first, and itself last unless it says nothing.
 
     Raises:
         ConfigError: a file cannot be read, or composes itself.
@@ -68,6 +70,12 @@ def layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
     path = found(path)
     if path.resolve() in seen:
         raise ConfigError(f"{path}: composes itself")
-    for below in read_yaml(path).get("compose") or []:
+    content = read_yaml(path)
+    composed = content.get("compose") or []
+    if not isinstance(composed, list) or not all(isinstance(below, str) for below in composed):
+        raise ConfigError(f"{path}: compose must be a list of files, such as [base.yaml, method/sr3.yaml]")
+
+    for below in composed:
         yield from layers(path.parent / below, (*seen, path.resolve()))
-    yield path
+    if content:
+        yield path

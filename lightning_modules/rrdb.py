@@ -43,7 +43,7 @@ class RRDBRegressor(SuperResolver):
         image: Tensor = self.network(batch["lr"])
         return image
 
-    def one_step(self) -> RRDBNet:
+    def as_network(self) -> RRDBNet:
         """The network: it is all there is."""
         return self.network
 

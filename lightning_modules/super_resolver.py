@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from datamodules.batch import Batch
+from datamodules.degradations.enlarge import Enlargement
 from lightning_modules.diffusion.randomness import seed_training_step, seeded
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.resuming import reconfigure
@@ -42,6 +43,7 @@ class SuperResolver(LightningModule, ABC):
         optimizer: From trainable parameters to an optimizer.
         lr_scheduler: From an optimizer to a scheduler, stepped each training step; None for a constant rate.
         trained_scale: The scale that the weights were trained for; None where that is not known.
+        trained_kernel: How `up` was made in training, see `datamodules.degradations.enlarge`.
     """
 
     optimizer: OptimizerCallable
@@ -50,6 +52,7 @@ class SuperResolver(LightningModule, ABC):
     keeps_frozen: tuple[str, ...] = ()
     watches_sampling: bool = False
     trained_scale: int | None = None
+    trained_kernel: Enlargement = "matlab"
 
     @property
     def stride(self) -> int:
@@ -82,7 +85,7 @@ class SuperResolver(LightningModule, ABC):
     def protocol(self) -> str:
         """Name of the sampling procedure in results, such as "ddim-10"."""
 
-    def one_step(self) -> nn.Module | None:
+    def as_network(self) -> nn.Module | None:
         """The network that makes the image by itself, from `lr` `[B,3,h,w]` of any size to `[B,3,H,W]`, in [-1, 1].
 
         None where the image needs anything else: noise, the enlarged image, or several evaluations.

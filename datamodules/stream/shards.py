@@ -9,11 +9,11 @@ import logging
 import re
 import tarfile
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from webdataset.shardlists import expand_urls
@@ -289,8 +289,25 @@ def list_splits(root: str) -> dict[str, list[dict[str, Any]]]:
     try:
         content = read(url, timeout=30.0) if is_remote(url) else Path(url).read_bytes()
         splits = json.loads(content)["splits"]
-        return {f"{split['name']}-{split['split']}": split["shards"] for split in splits}
+        listed = {f"{split['name']}-{split['split']}": split["shards"] for split in splits}
+        for shard in (shard for shards in listed.values() for shard in shards):
+            _check_description(shard)
     except OSError as error:
         raise FileNotFoundError(f"{url}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise FileNotFoundError(f"{url}: is not the description of a packed set ({error!r})") from error
+        raise FileNotFoundError(f"{url}: is not the description of a packed set ({error!r}); pack it again") from error
+    return listed
+
+
+def _check_description(shard: Mapping[str, Any]) -> None:
+    """Refuses what no packer writes of a shard.
+
+    Raises:
+        KeyError: its file or its number of samples is missing.
+        ValueError: its file is not below the set's folder, or its number of samples is no count.
+    """
+    file, samples = shard["file"], shard["samples"]
+    if not isinstance(file, str) or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+        raise ValueError(f"{file}: a shard must be below the set's folder")
+    if type(samples) is not int or samples < 0:
+        raise ValueError(f"{file}: its number of samples is {samples!r}")

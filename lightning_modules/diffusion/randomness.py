@@ -5,13 +5,13 @@
    and a resumed run draws the same numbers as an uninterrupted one.
 3. `seeded` lets evaluation run without reading or changing the global random state.
 4. `KeyedNoise` draws the noise of an image from a generator seeded by its key, so that it does not depend on the rank
-   or on the other images of a batch.
+   or on the other images of a batch; `NoiseOfParts` draws that of parts of larger images.
 """
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Self
 
@@ -96,3 +96,61 @@ class KeyedNoise:
     def fork(self) -> Self:
         """A copy that will draw the same numbers from here on, for another run of the same steps."""
         return type(self)(generator.clone_state() for generator in self.generators)
+
+
+class NoiseOfParts(KeyedNoise):
+    """The noise of parts of larger images, in which a pixel's noise is a function of its place in the whole image.
+
+    So parts that overlap agree on what they share. The noise of an image is that of squares of `SQUARE` pixels, each
+    with a generator of its own.
+
+    Args:
+        keys: Of the whole images.
+        purpose: What the noise is used for.
+        places: The first row and column of each part, in pixels of the enlarged image.
+        height: Of the parts, in pixels of the enlarged image.
+    """
+
+    SQUARE = 32  # pixels of the noise
+
+    def __init__(self, keys: Sequence[str], purpose: str, places: Sequence[tuple[int, int]], height: int) -> None:
+        super().__init__([])
+        self.keys, self.purpose, self.places, self.height = list(keys), purpose, list(places), height
+        self.draws = 0
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """Noise in the shape of `like`, `[B,C,h,w]`, whose pixels are `height / h` of the enlarged image each.
+
+        Raises:
+            ValueError: the number of parts is not the batch size.
+        """
+        if len(self.keys) != like.shape[0]:
+            raise ValueError(f"{len(self.keys)} parts, but noise is asked for a batch of {like.shape[0]}")
+        factor = self.height // like.shape[-2]
+        samples = [
+            self._part(key, top // factor, left // factor, like)
+            for key, (top, left) in zip(self.keys, self.places, strict=True)
+        ]
+        self.draws += 1
+        return torch.stack(samples)
+
+    def _part(self, key: str, top: int, left: int, like: Tensor) -> Tensor:
+        channels, height, width = like.shape[1:]
+        side, spans = self.SQUARE, ((top, height), (left, width))
+        rows, columns = (range(start // side, -(-(start + length) // side)) for start, length in spans)
+        noise = like.new_empty(channels, len(rows) * side, len(columns) * side)
+        for row in rows:
+            for column in columns:
+                seed = stable_seed(global_seed(), key, self.purpose, self.draws, row, column)
+                generator = torch.Generator(like.device).manual_seed(seed)
+                place = (row - rows.start) * side, (column - columns.start) * side
+                noise[:, place[0] : place[0] + side, place[1] : place[1] + side] = torch.randn(
+                    channels, side, side, generator=generator, device=like.device, dtype=like.dtype
+                )
+        return noise[:, top - rows.start * side :, left - columns.start * side :][:, :height, :width]
+
+    def fork(self) -> Self:
+        """See `KeyedNoise.fork`."""
+        other = type(self)(self.keys, self.purpose, self.places, self.height)
+        other.draws = self.draws
+        return other

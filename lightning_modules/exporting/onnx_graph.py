@@ -41,7 +41,7 @@ def write_onnx(model: SuperResolver, folder: Path) -> str:
         CheckpointError: the method needs more than one evaluation of a network, a package is missing, or onnxruntime
             computes something else than PyTorch.
     """
-    network = model.one_step()
+    network = model.as_network()
     if network is None:
         raise CheckpointError(
             f"--onnx: an image of {type(model).__name__} is not one evaluation of a network from the low-resolution "

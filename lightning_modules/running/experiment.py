@@ -156,6 +156,9 @@ class CLI(LightningCLI):
         assert isinstance(args, list)
         known = list(self._subcommand_parsers[self.line.command].get_defaults().keys())
         self.config = parse(parser, args, Source(self.line.files, self.line.options, known))
+        seed = self.config[self.line.command].seed_everything
+        if seed is not True and not 0 <= seed < 2**32:
+            raise ConfigError(f"--seed_everything: must be 0 to {2**32 - 1}, got {seed}")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the checkpoint's arguments were the first layer, so that all others beat them."""
@@ -341,6 +344,7 @@ def quieten() -> None:
     """Drops messages of libraries that no user of this command can act upon."""
     for message in (
         "The `srun` command is available on your system but is not used",
+        "Total length of `list` across ranks is zero",  # `SRDataModule.val_dataloader` says it
         "Checkpoint directory",  # of a run that goes on in its folder
         "`isinstance(treespec",
         "Precision bf16-mixed is not supported by the model summary",

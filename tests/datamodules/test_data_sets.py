@@ -248,8 +248,8 @@ def test_what_an_experiment_says_is_packed_is_large_enough_for_its_crop(config: 
 
 
 def test_folder_config_takes_the_users_folder(prepared: Path) -> None:
-    data = configured([CONFIGS / "data" / "folder.yaml"], f"--data.init_args.train={prepared / 'mine' / 'train'}")
-    assert len(data.source("train")) == 1
+    data = configured([CONFIGS / "data" / "folder.yaml"], f"--data.init_args.train={prepared / 'mine'}")
+    assert len(data.source("train")) == len(data.source("val")) == 1
 
 
 def overlaid(*presets: Path) -> tuple[type, dict[str, Any]]:
