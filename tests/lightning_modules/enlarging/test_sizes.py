@@ -27,14 +27,22 @@ def test_a_side_is_never_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("target", "count"),
-    [((100, 75), 0), ((50, 38), 0), ((101, 76), 1), ((400, 300), 1), ((500, 375), 1), ((501, 376), 2), ((2000, 1500), 2)],
+    [
+        ((100, 75), 0),
+        ((50, 38), 0),
+        ((101, 76), 1),
+        ((400, 300), 1),
+        ((500, 375), 1),
+        ((501, 376), 2),
+        ((2000, 1500), 2),
+    ],
 )
 def test_passes_are_as_few_as_are_sensible(target: tuple[int, int], count: int) -> None:
     assert passes((100, 75), target, 4) == count
 
 
 def test_more_than_two_passes_are_refused() -> None:
-    with pytest.raises(SizeError, match="2001x1501 pixels are x20, and more than two passes .*; ask for x16 at most"):
+    with pytest.raises(SizeError, match=r"2001x1501 pixels are x20, and more than two passes .*; ask for x16 at most"):
         passes((100, 75), (2001, 1501), 4)
 
 
