@@ -3,10 +3,11 @@
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -194,6 +195,18 @@ class SRDataModule(LightningDataModule, ABC):
     def rank(self) -> Rank:
         """This process among those of the trainer."""
         return Rank(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Rank()
+
+    def batches(self, split: Literal["train", "val", "test", "predict"], device: str = "cpu") -> Iterator[Batch]:
+        """What a method is given of a split, for a loop without a trainer; training goes on without end.
+
+        for batch in data.batches("val"):
+            sr = method.super_resolve(batch)
+        """
+        self.prepare_data()
+        loader = getattr(self, f"{split}_dataloader")()
+        for raw in loader:
+            moved = self.transfer_batch_to_device(raw, torch.device(device), 0)
+            yield self.on_after_batch_transfer(moved, 0)
 
     def batches_done(self) -> int:
         """Training batches consumed so far, in this run and in the one it resumes.

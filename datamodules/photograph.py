@@ -34,6 +34,7 @@ Levels = NDArray[np.unsignedinteger[Any]]
 """Grey levels 0..255 or 0..65535."""
 
 Colours = Literal["source", "srgb"]
+_ROUNDING = 3  # levels that a colour may change on its way to sRGB and back
 QUALITY = 95  # of JPEG and WebP
 ROWS = 256  # of an image that are converted at a time
 
@@ -91,6 +92,8 @@ class Photograph:
         xmp: As stored.
         iptc: As stored.
         dpi: Pixels to the inch, each way.
+        beyond: `[h,w,3]` of the file's own size: what its colours are beyond those of sRGB, in 8-bit levels of its
+            profile; None where sRGB can show them all. Results in that profile have it added, interpolated.
     """
 
     name: str
@@ -102,6 +105,7 @@ class Photograph:
     xmp: bytes | None = None
     iptc: bytes | None = None
     dpi: tuple[float, float] | None = None
+    beyond: NDArray[np.float32] | None = None
 
     @property
     def depth(self) -> int:
@@ -161,20 +165,22 @@ def photograph_of(image: Image.Image, name: str) -> Photograph:
 def _photograph(image: Image.Image, source: bytes | Path | None, name: str) -> Photograph:
     """Reads an opened image, which is changed; `source` is read again where Pillow cuts 16 bits to 8."""
     warn_of_pages(image, name)
-    turned, deep = orientation(image), _deep_kind(image)
+    deep = _deep_kind(image)  # before EXIF is asked for, which may decode the image
+    turned = orientation(image)
     iptc = _iptc(image)
     ImageOps.exif_transpose(image, in_place=True)
     xmp = image.info.get("xmp") or _tag(image, _XMP)
     mode, profile = image.mode, image.info.get("icc_profile") or None
     exif, dpi = _exif(image), _dpi(image)
 
+    stored: Levels
     colours: Levels
     alpha: Levels | None
     if deep is not None:
         content = source.read_bytes() if isinstance(source, Path) else source or b""
-        colours, alpha = _deep(image, content, deep, turned, name)
+        stored, colours, alpha = _deep(image, content, deep, turned, name)
     else:
-        colours, alpha = _shallow(image, name)
+        stored, colours, alpha = _shallow(image, name)
 
     grey = mode in _GREY
     kind = "" if profile is None else to_srgb(profile)[0]
@@ -191,6 +197,7 @@ def _photograph(image: Image.Image, source: bytes | Path | None, name: str) -> P
         xmp.encode() if isinstance(xmp, str) else xmp,
         iptc,
         dpi,
+        _beyond(stored, colours, profile) if usable and profile is not None and not grey else None,
     )
 
 
@@ -219,8 +226,8 @@ def _deep_kind(image: Image.Image) -> str | None:
 
 def _deep(
     image: Image.Image, content: bytes, kind: str, turned: int, name: str
-) -> tuple[NDArray[np.uint16], NDArray[np.uint16] | None]:
-    """Colours `[H,W,3]` in sRGB and transparency `[H,W]`, of 16 bits."""
+) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.uint16] | None]:
+    """Colours `[H,W,C]` as stored, `[H,W,3]` in sRGB, and transparency `[H,W]`, of 16 bits."""
     if kind == "pillow":  # it has been turned already
         pixels = np.asarray(image)[..., None]
         if pixels.min() < 0 or pixels.max() > 65535:
@@ -240,7 +247,7 @@ def _deep(
     if alpha is not None and alpha.min() == 65535:
         alpha = None
     colours = np.ascontiguousarray(pixels[..., : 1 if channels < 3 else 3])
-    return _deep_in_srgb(colours, image.info.get("icc_profile"), name), alpha
+    return colours, _deep_in_srgb(colours, image.info.get("icc_profile"), name), alpha
 
 
 def _deep_in_srgb(colours: NDArray[np.uint16], profile: bytes | None, name: str) -> NDArray[np.uint16]:
@@ -253,16 +260,36 @@ def _deep_in_srgb(colours: NDArray[np.uint16], profile: bytes | None, name: str)
     return transformed(colours, profile or b"", srgb(), "gray" if grey else "rgb", "rgb")
 
 
-def _shallow(image: Image.Image, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Colours `[H,W,3]` in sRGB and transparency `[H,W]`, of 8 bits."""
+def _shallow(image: Image.Image, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Colours `[H,W,3]` as stored and in sRGB, and transparency `[H,W]`, of 8 bits."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed white; save it with 8 or 16 bits a channel")
     if not is_transparent(image):
-        return np.asarray(in_srgb(image, image, name)), None
+        return np.asarray(image.convert("RGB")), np.asarray(in_srgb(image, image, name)), None
     rgba = image.convert("RGBA")
     grey = image.mode in _GREY
     colours = in_srgb(rgba.getchannel("R") if grey else rgba.convert("RGB"), image, name)
-    return np.asarray(colours), np.asarray(rgba.getchannel("A"))
+    return np.asarray(rgba.convert("RGB")), np.asarray(colours), np.asarray(rgba.getchannel("A"))
+
+
+def _beyond(stored: Levels, colours: Levels, profile: bytes) -> NDArray[np.float32] | None:
+    """See `Photograph.beyond`: what is lost where a channel of sRGB is at its end."""
+    if to_srgb(profile)[1] is None:
+        return None
+    white = np.iinfo(colours.dtype).max
+    ended = ((colours == 0) | (colours == white)).any(axis=-1)
+    if not ended.any():
+        return None
+
+    beyond = np.zeros(colours.shape, np.float32)
+    for rows in _bands(len(colours)):
+        back: Any
+        if white == 255:
+            back = np.asarray(_in_profile(Image.fromarray(np.ascontiguousarray(colours[rows])), profile, grey=False))
+        else:
+            back = transformed(colours[rows], srgb(), profile, "rgb", "rgb")
+        beyond[rows] = (stored[rows].astype(np.float32) - back) * (255 / white) * ended[rows][..., None]
+    return beyond if np.abs(beyond).max() > _ROUNDING else None
 
 
 def _covered(colours: Levels, alpha: Levels) -> Levels:
@@ -537,10 +564,27 @@ def _image(photograph: Photograph, profile: bytes | None, kind: Format) -> Image
             share = opacity[..., None].astype(np.float32) / 255
             band = (band * share + 255 * (1 - share)).round().astype(np.uint8)
         shown = _in_profile(Image.fromarray(np.ascontiguousarray(band)), profile, grey)
+        if profile is not None and photograph.beyond is not None:
+            added = np.asarray(shown) + _enlarged_rows(photograph.beyond, (width, height), rows)
+            shown = Image.fromarray(added.round().clip(0, 255).astype(np.uint8))
         if opacity is not None and not flatten:
             shown.putalpha(Image.fromarray(np.ascontiguousarray(opacity)))
         made.paste(shown, (0, rows.start))
     return made
+
+
+def _enlarged_rows(small: NDArray[np.float32], size: tuple[int, int], rows: slice) -> NDArray[np.float32]:
+    """Some rows of what `[h,w,3]` becomes at another width and height, by bilinear interpolation."""
+    height, width = small.shape[:2]
+    box = (0.0, rows.start * height / size[1], float(width), rows.stop * height / size[1])
+    shape = size[0], rows.stop - rows.start
+    channels = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(small[..., channel])).resize(shape, Image.Resampling.BILINEAR, box=box)
+        )
+        for channel in range(3)
+    ]
+    return np.stack(channels, axis=-1)
 
 
 def _in_profile(image: Image.Image, profile: bytes | None, grey: bool) -> Image.Image:
@@ -576,6 +620,10 @@ def _deep_pixels(photograph: Photograph, profile: bytes | None) -> NDArray[np.ui
     mode, back = to_srgb(profile) if profile else ("", None)
     if profile is not None and back is not None:
         pixels = transformed(pixels, srgb(), profile, "rgb", "gray" if mode == "L" else "rgb")
+        if photograph.beyond is not None:
+            for rows in _bands(len(pixels)):
+                added = pixels[rows] + 257 * _enlarged_rows(photograph.beyond, photograph.size, rows)
+                pixels[rows] = added.round().clip(0, 65535).astype(np.uint16)
     if photograph.grey and pixels.shape[-1] == 3:
         pixels = np.concatenate([_luma(pixels[rows]) for rows in _bands(len(pixels))])
     if photograph.alpha is not None:

@@ -76,9 +76,9 @@ def story(size: tuple[int, int], target: tuple[int, int], scale: int) -> str:
     """How an image comes to its size, for the log; empty where the model's scale is what was asked for."""
     count = passes(size, target, scale)
     drawn = size[0] * scale**count, size[1] * scale**count
-    if drawn == target:
-        return "" if count == 1 else f"sampled {count} times at x{scale}"
     if count == 0:
         return f"is no smaller than {target[0]}x{target[1]} pixels: resampled without the model"
     times = "once" if count == 1 else "twice"
+    if drawn == target:
+        return "" if count == 1 else f"sampled {times} at x{scale}"
     return f"sampled {times} at x{scale} to {drawn[0]}x{drawn[1]}, then resampled to {target[0]}x{target[1]} pixels"
