@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -38,7 +38,7 @@ class NaNGuard(Callback):
         """Checks the loss; if it is not finite, copies the weights before the optimizer changes them."""
         if self._checkpoint is None and not torch.isfinite(loss).all():
             weights = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
-            self._checkpoint = {"loss": float(loss.detach()), "seed": torch.initial_seed(), "state_dict": weights}
+            self._checkpoint = {"loss": float(loss.detach()), "state_dict": weights}
             pl_module.on_save_checkpoint(self._checkpoint)  # leaves frozen weights out
 
     def on_train_batch_end(
@@ -58,10 +58,11 @@ class NaNGuard(Callback):
             "loss": str(self._checkpoint["loss"]),
             "key": batch["key"],
             "t": None if times is None else times.tolist(),
-            "seed": self._checkpoint["seed"],
+            "seed": cast(Any, pl_module).step_draws.seed,
             "device": pl_module.device.type,
             "precision": trainer.precision,
             "rank": trainer.global_rank,
+            "world_size": trainer.world_size,
             "epoch": trainer.current_epoch,
             "batch": batch_idx,
             "step": trainer.global_step,
