@@ -46,7 +46,7 @@ class EMA(Callback):
         """Checks the strategy and the checkpoint callbacks.
 
         Raises:
-            ValueError: the strategy is not known to work, or checkpoints would hold the raw weights instead of averages.
+            ValueError: the strategy is not known to work, or checkpoints would hold raw weights instead of averages.
         """
         if stage != TrainerFn.FITTING:
             return
@@ -119,7 +119,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Exchanges the values of the parameters and of `_shadow`, elementwise, of which each process may hold a part."""
+        """Exchanges the values of the parameters and of `_shadow`; of both each process may hold a part."""
         if isinstance(trainer.strategy, Sharded):
             trainer.strategy.spread()  # after a validation, for which all were collected
         for name, parameter in trainable_parameters(pl_module).items():

@@ -1,4 +1,4 @@
-"""Weights, gradients and the optimizer's state spread over all processes (FSDP2), for models that do not fit one device.
+"""Weights, gradients and optimizer state spread over all processes (FSDP2), for models that do not fit one device.
 
 Each process holds a part of each tensor as a `DTensor`. In a training step the parts are collected block by block. For
 validation, test and prediction they are collected once, since processes then evaluate the network differently often.

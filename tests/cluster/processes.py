@@ -1,7 +1,7 @@
-"""`python -m tests.cluster.processes [STEPS PROCESSES [EXPERIMENT ...]]`: one process against two and three, for every method.
+"""`python -m tests.cluster.processes [STEPS PROCESSES [EXPERIMENT ...]]`: one process against several, for all methods.
 
-Each experiment trains some steps on one, two and three processes whose batches are together the same six images. Then the
-first checkpoint is tested on one, two and three processes. Printed are the relative differences of the weights, and
+Each experiment trains some steps on one, two and three processes whose batches are together the same six images. Then
+the first checkpoint is tested on one, two and three processes. Printed are the relative differences of the weights, and
 whether the scores of all images are equal.
 """
 
