@@ -1,4 +1,4 @@
-"""More than a hundred malformed inputs: each ends in one message that names it and a failing exit code.
+"""More than a hundred malformed inputs: each ends in one message, a failing exit code, and nothing executed.
 
 An input is made in an empty folder out of a good one of `Good`. What must be said is a regular expression. Where one of
 several items is bad, `done` is what must have been made of the others.

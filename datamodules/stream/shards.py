@@ -9,7 +9,7 @@ import logging
 import re
 import tarfile
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -25,10 +25,11 @@ from datamodules.stream.sources import BadSample, DataError, Record, Source
 
 _NO_SAMPLE = re.compile(r"(^|/)(\.|__MACOSX/|__[^/]*__(\.|/|$)|(readme|licen[cs]e)\b)", re.IGNORECASE)
 _BLOCK = 1 << 20  # bytes
+_KEPT = 1 << 16  # samples whose places in shards a process keeps: about 30 MB, and several windows of the shuffle
 _log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """The image members of one sample in a tar: role ("hr" or "lr") to (offset, size) of the bytes."""
 
@@ -133,10 +134,12 @@ class ShardSource(Source):
             what = f"{missing[0]} ({len(missing)} of {len(self.urls)} are missing)" if missing else "no shard is given"
             raise FileNotFoundError(f"{name}: {what}")
 
-        self._index = lru_cache(maxsize=256)(self._read_index)
+        self._index: Callable[[int], TarIndex] = lru_cache(maxsize=256)(self._read_index)
         self._counted = counts is not None
         keys = [] if counts else list(self._keys())
         self._counts = list(counts or map(len, keys))
+        if sum(self._counts) > _KEPT:
+            self._index = self._cached_index()
         self._first_shard = repeated_keys(keys)
         self._starts = [0, *accumulate(self._counts)]
         for text in [] if counts else self.damage():
@@ -148,7 +151,12 @@ class ShardSource(Source):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._index = lru_cache(maxsize=256)(self._read_index)
+        self._index = self._cached_index()
+
+    def _cached_index(self) -> Callable[[int], TarIndex]:
+        """Reads headers of shards; those of so many shards are kept that they list about `_KEPT` samples."""
+        each = sum(self._counts) // len(self._counts)
+        return lru_cache(maxsize=max(16, _KEPT // max(each, 1)))(self._read_index)
 
     @property
     def groups(self) -> list[int]:

@@ -1,8 +1,9 @@
 """Where the random numbers of training and sampling come from.
 
 1. `stable_seed` turns names into a seed that is the same in every process and on every machine.
-2. `seed_training_step` seeds each training step by (global seed, rank, number of batches so far), so that ranks differ
-   and a resumed run draws the same numbers as an uninterrupted one.
+2. `StepDraws` draws what a training step needs by (global seed, number of batches so far, place of the image in the
+   batch of all processes together), so that a resumed run draws the same numbers as an uninterrupted one, and several
+   processes the same as one.
 3. `seeded` lets evaluation run without reading or changing the global random state.
 4. `KeyedNoise` draws the noise of an image from a generator seeded by its key, so that it does not depend on the rank
    or on the other images of a batch; `NoiseOfParts` draws that of parts of larger images.
@@ -13,6 +14,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -30,15 +32,6 @@ def stable_seed(*parts: object) -> int:
 def global_seed() -> int:
     """The seed that `seed_everything` was called with; 0 if it was not called."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
-def seed_training_step(*, rank: int, batches: int) -> None:
-    """Seeds the global generators for one training step.
-
-    The seed does not depend on the epoch: with an endless stream, an epoch ends only when a run is interrupted, so a
-    resumed run would have another epoch than an uninterrupted one.
-    """
-    torch.manual_seed(stable_seed(global_seed(), rank, batches))
 
 
 @contextlib.contextmanager
@@ -154,3 +147,62 @@ class NoiseOfParts(KeyedNoise):
         other = type(self)(self.keys, self.purpose, self.places, self.height)
         other.draws = self.draws
         return other
+
+
+@dataclass
+class StepDraws:
+    """What a training step draws for its images.
+
+    The numbers of an image follow from the step and from the image's place in the batch of all processes together, so
+    that two processes draw what one draws for the same images. What a network draws by itself, as dropout does, comes
+    from the global generators, which differ between processes.
+
+    They do not depend on the epoch: with an endless stream an epoch ends only when a run is interrupted, so that a
+    resumed run would have another epoch than an uninterrupted one.
+
+    Args:
+        seed: Of the step; None outside of training, where everything is drawn from the global generator.
+        rank: Of this process.
+        world_size: Number of processes, all with as many images.
+    """
+
+    seed: int | None = None
+    rank: int = 0
+    world_size: int = 1
+    _drawn: int = field(default=0, init=False)
+
+    @classmethod
+    def of_step(cls, batches: int, *, rank: int, world_size: int) -> Self:
+        """The draws of the step after `batches` batches; also seeds the global generators."""
+        made = cls(stable_seed(global_seed(), batches), rank, world_size)
+        made.seed_generators()
+        return made
+
+    def seed_generators(self) -> None:
+        """Seeds the global generators, differently on each process."""
+        torch.manual_seed(stable_seed(self.seed, self.rank))
+
+    def of_all(self, draw: Callable[[int], Tensor], images: int) -> Tensor:
+        """This process's part of what is drawn for the images of all processes, `[images]`.
+
+        Args:
+            draw: From a number of images to as many numbers, drawn from the global CPU generator.
+            images: Those of this process.
+        """
+        if self.seed is None:
+            return draw(images)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable_seed(self.seed, self._next()))
+            return draw(images * self.world_size)[self.rank * images :][:images]
+
+    def noise(self, images: int, device: torch.device) -> Randn:
+        """A source of noise for the images of this process, each with a generator of its own."""
+        if self.seed is None:
+            return torch.randn_like
+        number, first = self._next(), self.rank * images
+        seeds = (stable_seed(self.seed, number, first + image) for image in range(images))
+        return KeyedNoise(torch.Generator(device).manual_seed(seed) for seed in seeds)
+
+    def _next(self) -> int:
+        self._drawn += 1
+        return self._drawn
