@@ -162,9 +162,9 @@ class Progress(TQDMProgressBar):
             return
 
         if trainer.is_global_zero:
-            shown = self.get_metrics(trainer, pl_module).items()
+            metrics = self.get_metrics(trainer, pl_module).items()
             values = [
-                f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in shown.items()
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics
             ]
             total = self.train_progress_bar.total
             print(f"{trainer.global_step}{f'/{total}' if total else ''} steps: {', '.join(values)}", flush=True)
