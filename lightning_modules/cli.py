@@ -67,7 +67,7 @@ def degradation(configs: Sequence[str], scale: int | None = None) -> Any:
 COMMANDS = {
     "fit": Command("train, or go on with a run", _experiment("fit")),
     "validate": Command("score a checkpoint on its validation data", _experiment("validate")),
-    "test": Command("score a checkpoint on test data", _experiment("test")),
+    "test": Command("score a checkpoint on test data", _main("lightning_modules.running.on_sets")),
     "enlarge": Command("enlarge photographs", _main("lightning_modules.enlarging.command")),
     "predict": Command("enlarge images with an experiment's trainer", _experiment("predict")),
     "pack": Command("pack images into shards to train on", _degrading("datamodules.prepare.pack")),
@@ -90,7 +90,7 @@ HELP = f"""lightning COMMAND ...: diffusion super-resolution experiments
   train       lightning fit --config configs/quickstart.yaml      on photographs that are already here
               lightning fit --config configs/srdiff_yoda.yaml     the paper's recipe, on DIV2K; first configs/rrdb.yaml
   enlarge     lightning enlarge PHOTOS -o FOLDER                  --weights RUN/checkpoints/last.ckpt for your own
-  score       lightning test --ckpt_path RUN/checkpoints/last.ckpt --config configs/data/set5.yaml
+  score       lightning test --ckpt_path RUN/checkpoints/last.ckpt --on set5 set14 b100
               lightning score PICTURES TARGETS --out FOLDER           anyone's pictures, no model needed
   compare     lightning compare RESULTS RESULTS ... --out FOLDER
 

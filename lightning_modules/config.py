@@ -357,6 +357,7 @@ def configured_model(path: str | Path) -> tuple[SuperResolver, dict[str, Any]]:
         "compose",
         "experiment",
         "checkpoint_every",
+        "save_images",
         "seed_everything",
         "trainer",
         "ckpt_path",
