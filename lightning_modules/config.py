@@ -32,14 +32,13 @@ from lightning_modules.cluster import job
 from lightning_modules.config_errors import ConfigError, Source, cause, explain, parse, with_option
 from lightning_modules.config_files import CONFIGS, layers, read_yaml
 from lightning_modules.super_resolver import SuperResolver
-from lightning_modules.weights import entry, is_name, names, resolve
+from lightning_modules.weights import ENLARGER, entry, is_name, names, resolve
 
 # "omegaconf+" resolves ${...} after all files are merged. An abbreviated option would pass by `take_option`.
 PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 FOLDER = "datamodules.folder.Folder"
 WRITER = "callbacks.prediction_writer.PredictionWriter"
 WRITER_FLAGS = ("skip_existing", "overwrite")
-ENLARGER = "real-x4"  # what enlarges photographs where nothing is said
 _OF_THE_MODEL = ("scale", "up_kernel")  # arguments of data that a model depends on
 RUNS = "trainer.logger.init_args"  # where an experiment's runs are: its save_dir and name
 

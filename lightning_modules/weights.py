@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 ENTRIES = CONFIGS / "weights"
 PACKAGED = Path(__file__).resolve().parent / "packaged"  # exports that travel inside the package
 HUB = "hub:"
+ENLARGER = "real-x4"  # what enlarges photographs where nothing is said
 MODEL, DESCRIPTION = "model.safetensors", "config.yaml"  # an exported method, see `checkpoint.read_checkpoint`
 _OF_A_FILE = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 
