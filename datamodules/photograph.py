@@ -36,6 +36,7 @@ Levels = NDArray[np.unsignedinteger[Any]]
 Colours = Literal["source", "srgb"]
 _ROUNDING = 3  # levels that a colour may change on its way to sRGB and back
 QUALITY = 95  # of JPEG and WebP
+PNG_LEVEL = 4  # of 9: more takes minutes for large images, and saves little
 ROWS = 256  # of an image that are converted at a time
 
 # EXIF tags that describe how the pixels of a TIFF are stored, and no photograph; and what has an owner of its own here.
@@ -656,7 +657,7 @@ def _options(photograph: Photograph, profile: bytes | None, kind: Format, qualit
         options["subsampling"] = 0
 
     if kind.name == "PNG":
-        options["pnginfo"] = _png_texts(photograph)
+        options |= {"pnginfo": _png_texts(photograph), "compress_level": PNG_LEVEL}
     elif photograph.xmp is not None:
         options["xmp"] = photograph.xmp
     if photograph.iptc is not None:
@@ -702,7 +703,7 @@ def _write_deep_png(path: Path, pixels: NDArray[np.uint16], photograph: Photogra
     """A PNG of 16 bits, which Pillow writes of grey only: its pixels, between what Pillow writes of all else."""
     beside = io.BytesIO()
     Image.new("L", (1, 1)).save(beside, **_options(photograph, profile, FORMATS["png"], QUALITY), format="PNG")
-    encoded = memoryview(imagecodecs.png_encode(pixels, level=4))
+    encoded = memoryview(imagecodecs.png_encode(pixels, level=PNG_LEVEL))
     header = 8 + 25  # signature and IHDR
     with path.open("wb") as file:
         file.write(encoded[:header])

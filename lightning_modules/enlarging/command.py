@@ -220,6 +220,7 @@ class Run:
                     _log.error("%s", reason)
                     continue
                 for (job, before), after in zip(group, made, strict=True):
+                    bar.show(f"writing {job.target.name}")
                     written += self._written(job, before, after)
         return written
 

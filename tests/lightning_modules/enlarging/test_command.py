@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.batch import Batch
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.enlarging.command import main
-from lightning_modules.enlarging.progress import Plan, Timing, duration, estimate
+from lightning_modules.enlarging.progress import Bar, Plan, Timing, duration, estimate
 from lightning_modules.enlarging.sizes import SizeError
 from tests.datamodules.trees import save
 from tests.lightning_modules.enlarging.copying import Copying, checkpoint
@@ -212,3 +212,16 @@ def test_weights_that_are_not_there_are_one_error(here: Path) -> None:
         main(["a.png", "--weights", "nothere.ckpt"])
     with pytest.raises(ValueError, match="Copying does not sample"):
         enlarge("a.png", "--steps", "3")
+
+
+def test_where_the_output_is_no_terminal_lines_say_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("lightning_modules.enlarging.progress.perf_counter", lambda: now[0])
+    with Bar(1000).open() as bar:
+        bar.show("a[1].png")
+        for _ in range(4):
+            now[0] += 20
+            bar.advance(200)
+    assert capsys.readouterr().err.splitlines() == ["40%, a[1].png, 1 min 0 s left", "80%, a[1].png, 20 s left"]
