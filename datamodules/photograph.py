@@ -46,7 +46,9 @@ _STORAGE = frozenset(
     | {338, 339, 340, 341, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532}
     | {700, 33723, 34377, 34675}
 )
-_XMP, _IPTC, _PHOTOSHOP = 700, 33723, 34377  # tags of a TIFF
+_XMP, _IPTC = 700, 33723  # tags of a TIFF
+_MOST_IN_JPEG = {"exif": 65533, "xmp": 65504, "extra": 65537}  # bytes of a segment, of `extra` with its header
+_CALLED = {"exif": "EXIF", "xmp": "XMP", "extra": "IPTC record"}
 _IPTC_RESOURCE = 0x0404  # in what Photoshop adds to a JPEG
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _log = logging.getLogger(__name__)
@@ -151,6 +153,18 @@ def read_photograph(source: bytes | Path, name: str) -> Photograph:
         return _photograph(image, source, name)
 
 
+def stored_depth(path: Path) -> int:
+    """Bits of a channel, 8 or 16, that a file will be read with, from its header.
+
+    Raises:
+        OSError: it is no image.
+    """
+    if path.suffix.lower() in RAW:
+        return 16
+    with Image.open(path) as image:
+        return 8 if _deep_kind(image) is None else 16
+
+
 def photograph_of(image: Image.Image, name: str) -> Photograph:
     """What `read_photograph` makes of a file, of an image that Pillow has opened.
 
@@ -172,7 +186,7 @@ def _photograph(image: Image.Image, source: bytes | Path | None, name: str) -> P
     ImageOps.exif_transpose(image, in_place=True)
     xmp = image.info.get("xmp") or _tag(image, _XMP)
     mode, profile = image.mode, image.info.get("icc_profile") or None
-    exif, dpi = _exif(image), _dpi(image)
+    exif, dpi = _exif(image, name), _dpi(image)
 
     stored: Levels
     colours: Levels
@@ -311,9 +325,19 @@ def _turned(pixels: NDArray[Any], turned: int) -> NDArray[Any]:
     return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
-def _exif(image: Image.Image) -> Image.Exif | None:
-    """What EXIF says of the photograph."""
-    exif = image.getexif()
+def _exif(image: Image.Image, name: str) -> Image.Exif | None:
+    """What EXIF says of the photograph; without, and with a warning, where it is damaged."""
+    try:
+        kept = _own_exif(image.getexif())
+        kept.tobytes()
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, SyntaxError, struct.error) as error:
+        _log.warning("%s: its EXIF is damaged and left out (%s)", name, error)
+        return None
+    return kept if len(kept) else None
+
+
+def _own_exif(exif: Image.Exif) -> Image.Exif:
+    """EXIF without what describes the file that it came from."""
     kept = Image.Exif()
     for tag, value in exif.items():
         if tag not in _STORAGE and tag not in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop):
@@ -330,7 +354,7 @@ def _exif(image: Image.Image) -> Image.Exif | None:
         if values:
             kept.get_ifd(ifd).update(values)
             kept[ifd] = kept.get_ifd(ifd)
-    return kept if len(kept) else None
+    return kept
 
 
 def _iptc(image: Image.Image) -> bytes | None:
@@ -663,11 +687,16 @@ def _options(photograph: Photograph, profile: bytes | None, kind: Format, qualit
     if photograph.iptc is not None:
         if kind.name == "JPEG":
             content = b"Photoshop 3.0\0" + _resources(photograph.iptc)
-            options["extra"] = b"\xff\xed" + struct.pack(">H", 2 + len(content)) + content
+            options["extra"] = b"\xff\xed" + struct.pack(">H", min(2 + len(content), 65535)) + content
         elif kind.name == "WEBP":
             _log.warning("%s: its IPTC record is left out, for which webp has no place", photograph.name)
     if exif is not None:
-        options["exif"] = exif
+        options["exif"] = exif.tobytes()
+    if kind.name == "JPEG":
+        for part, most in _MOST_IN_JPEG.items():
+            if len(options.get(part, b"")) > most:
+                _log.warning("%s: its %s is longer than jpg can hold and is left out", photograph.name, _CALLED[part])
+                del options[part]
     return options
 
 

@@ -111,6 +111,15 @@ def test_existing_results_are_kept_skipped_or_replaced(here: Path, capsys: pytes
         enlarge("in", "-o", "out", "--overwrite", "--skip_existing")
 
 
+def test_a_photograph_is_never_replaced_by_its_result(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(here / "in" / "a.png", 0)
+    save(here / "in" / "b.jpg", 0)
+    before = (here / "in" / "a.png").read_bytes()
+    assert enlarge("in", "-o", "in", "--overwrite") == 1
+    assert "in/a.png: is one of the photographs; give another folder or name" in capsys.readouterr().err
+    assert (here / "in" / "a.png").read_bytes() == before and size(here / "in" / "b.png") == (64, 48)
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
