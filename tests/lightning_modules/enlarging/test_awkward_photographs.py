@@ -216,6 +216,16 @@ def test_metadata_are_kept_by_each_format(suffix: str, bits: int, weights: str, 
     assert read_photograph(result, "large").depth == (16 if kept else 8)
 
 
+@pytest.mark.parametrize("name", GOOD)
+def test_a_tiff_holds_the_pixels_that_a_png_does(name: str, done: Done, tmp_path: Path) -> None:
+    photograph = read_photograph(done.result(name), name)
+    write_photograph(photograph, tmp_path / "a.tif", form="tiff")
+    png, tiff = (pixels.astype(int) for pixels in (pixels_of(done.result(name)), tifffile.imread(tmp_path / "a.tif")))
+    assert tiff.shape == png.shape and np.abs(tiff - png).max() <= AWKWARD[name][1].tolerance, "profiles round"
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.info.get("icc_profile") == AWKWARD[name][1].profile
+
+
 def test_what_a_format_cannot_hold_is_said(weights: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plain(tmp_path / "a.jpg")
     transparent(tmp_path / "b.png")
