@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,6 +37,7 @@ Levels = NDArray[np.unsignedinteger[Any]]
 Colours = Literal["source", "srgb"]
 _ROUNDING = 3  # levels that a colour may change on its way to sRGB and back
 QUALITY = 95  # of JPEG and WebP
+DEFLATE = 4  # of 9, in PNG and TIFF: more takes minutes for large images, and saves little
 ROWS = 256  # of an image that are converted at a time
 
 # EXIF tags that describe how the pixels of a TIFF are stored, and no photograph; and what has an owner of its own here.
@@ -45,7 +47,9 @@ _STORAGE = frozenset(
     | {338, 339, 340, 341, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532}
     | {700, 33723, 34377, 34675}
 )
-_XMP, _IPTC, _PHOTOSHOP = 700, 33723, 34377  # tags of a TIFF
+_XMP, _IPTC = 700, 33723  # tags of a TIFF
+_MOST_IN_JPEG = {"exif": 65533, "xmp": 65504, "extra": 65537}  # bytes of a segment, of `extra` with its header
+_CALLED = {"exif": "EXIF", "xmp": "XMP", "extra": "IPTC record"}
 _IPTC_RESOURCE = 0x0404  # in what Photoshop adds to a JPEG
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _log = logging.getLogger(__name__)
@@ -150,6 +154,18 @@ def read_photograph(source: bytes | Path, name: str) -> Photograph:
         return _photograph(image, source, name)
 
 
+def stored_depth(path: Path) -> int:
+    """Bits of a channel, 8 or 16, that a file will be read with, from its header.
+
+    Raises:
+        OSError: it is no image.
+    """
+    if path.suffix.lower() in RAW:
+        return 16
+    with Image.open(path) as image:
+        return 8 if _deep_kind(image) is None else 16
+
+
 def photograph_of(image: Image.Image, name: str) -> Photograph:
     """What `read_photograph` makes of a file, of an image that Pillow has opened.
 
@@ -171,7 +187,7 @@ def _photograph(image: Image.Image, source: bytes | Path | None, name: str) -> P
     ImageOps.exif_transpose(image, in_place=True)
     xmp = image.info.get("xmp") or _tag(image, _XMP)
     mode, profile = image.mode, image.info.get("icc_profile") or None
-    exif, dpi = _exif(image), _dpi(image)
+    exif, dpi = _exif(image, name), _dpi(image)
 
     stored: Levels
     colours: Levels
@@ -310,9 +326,19 @@ def _turned(pixels: NDArray[Any], turned: int) -> NDArray[Any]:
     return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
-def _exif(image: Image.Image) -> Image.Exif | None:
-    """What EXIF says of the photograph."""
-    exif = image.getexif()
+def _exif(image: Image.Image, name: str) -> Image.Exif | None:
+    """What EXIF says of the photograph; without, and with a warning, where it is damaged."""
+    try:
+        kept = _own_exif(image.getexif())
+        kept.tobytes()
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, SyntaxError, struct.error) as error:
+        _log.warning("%s: its EXIF is damaged and left out (%s)", name, error)
+        return None
+    return kept if len(kept) else None
+
+
+def _own_exif(exif: Image.Exif) -> Image.Exif:
+    """EXIF without what describes the file that it came from."""
     kept = Image.Exif()
     for tag, value in exif.items():
         if tag not in _STORAGE and tag not in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop):
@@ -329,7 +355,7 @@ def _exif(image: Image.Image) -> Image.Exif | None:
         if values:
             kept.get_ifd(ifd).update(values)
             kept[ifd] = kept.get_ifd(ifd)
-    return kept if len(kept) else None
+    return kept
 
 
 def _iptc(image: Image.Image) -> bytes | None:
@@ -506,13 +532,13 @@ def write_photograph(
         _log.warning("%s: transparent parts are flattened on white, which %s cannot hold", photograph.name, form)
     profile = photograph.profile if colours == "source" else None
     with whole_file(path) as part:
-        pixels = _deep_pixels(photograph, profile) if deep else _image(photograph, profile, kind)
         if form == "tiff":
-            _write_tiff(part, np.asarray(pixels), photograph, profile)
-        elif isinstance(pixels, Image.Image):
-            pixels.save(part, format=kind.name, **_options(photograph, profile, kind, quality))
+            _write_tiff(part, photograph, profile, deep)
+        elif deep:
+            _write_deep_png(part, photograph, profile)
         else:
-            _write_deep_png(part, pixels, photograph, profile)
+            image = _image(photograph, profile, kind)
+            image.save(part, format=kind.name, **_options(photograph, profile, kind, quality))
 
 
 def check_size(name: str, size: tuple[int, int], form: str) -> None:
@@ -550,27 +576,32 @@ def exists_message(path: Path) -> str:
 
 def _image(photograph: Photograph, profile: bytes | None, kind: Format) -> Image.Image:
     """The 8-bit image that is saved, in the colours of the profile."""
-    width, height = photograph.size
+    bands = _bands(photograph.size[1])
+    shown = (_as_image(photograph, profile, kind, rows) for rows in bands)
+    first = next(shown)
+    made = Image.new(first.mode, photograph.size)
+    for top, band in zip(range(0, photograph.size[1], ROWS), chain([first], shown), strict=True):
+        made.paste(band, (0, top))
+    return made
+
+
+def _as_image(photograph: Photograph, profile: bytes | None, kind: Format, rows: slice) -> Image.Image:
+    """Some rows of the 8-bit image that is saved."""
     alpha = photograph.alpha
     grey = photograph.grey and (alpha is None or kind.name != "WEBP")
-    flatten = alpha is not None and not kind.alpha
-    mode = ("L" if grey else "RGB") + ("A" if alpha is not None and not flatten else "")
-    made = Image.new(mode, (width, height))
+    band = rescaled(photograph.colours[rows], np.uint8)
+    opacity = None if alpha is None else rescaled(alpha[rows], np.uint8)
+    if opacity is not None and not kind.alpha:
+        share = opacity[..., None].astype(np.float32) / 255
+        band = (band * share + 255 * (1 - share)).round().astype(np.uint8)
 
-    for rows in _bands(height):
-        band = rescaled(photograph.colours[rows], np.uint8)
-        opacity = None if alpha is None else rescaled(alpha[rows], np.uint8)
-        if flatten and opacity is not None:
-            share = opacity[..., None].astype(np.float32) / 255
-            band = (band * share + 255 * (1 - share)).round().astype(np.uint8)
-        shown = _in_profile(Image.fromarray(np.ascontiguousarray(band)), profile, grey)
-        if profile is not None and photograph.beyond is not None:
-            added = np.asarray(shown) + _enlarged_rows(photograph.beyond, (width, height), rows)
-            shown = Image.fromarray(added.round().clip(0, 255).astype(np.uint8))
-        if opacity is not None and not flatten:
-            shown.putalpha(Image.fromarray(np.ascontiguousarray(opacity)))
-        made.paste(shown, (0, rows.start))
-    return made
+    shown = _in_profile(Image.fromarray(np.ascontiguousarray(band)), profile, grey)
+    if profile is not None and photograph.beyond is not None:
+        added = np.asarray(shown) + _enlarged_rows(photograph.beyond, photograph.size, rows)
+        shown = Image.fromarray(added.round().clip(0, 255).astype(np.uint8))
+    if opacity is not None and kind.alpha:
+        shown.putalpha(Image.fromarray(np.ascontiguousarray(opacity)))
+    return shown
 
 
 def _enlarged_rows(small: NDArray[np.float32], size: tuple[int, int], rows: slice) -> NDArray[np.float32]:
@@ -616,18 +647,27 @@ def _from_srgb(profile: bytes, grey: bool) -> tuple[str, ImageCms.ImageCmsTransf
 
 def _deep_pixels(photograph: Photograph, profile: bytes | None) -> NDArray[np.uint16]:
     """The 16-bit pixels that are saved, `[H,W]` or `[H,W,C]`, in the colours of the profile."""
-    pixels: Any = photograph.colours
+    bands = (_deep_rows(photograph, profile, rows) for rows in _bands(photograph.size[1]))
+    first = next(bands)
+    made = np.empty((photograph.size[1], *first.shape[1:]), np.uint16)
+    for top, band in zip(range(0, photograph.size[1], ROWS), chain([first], bands), strict=True):
+        made[top : top + len(band)] = band
+    return made
+
+
+def _deep_rows(photograph: Photograph, profile: bytes | None, rows: slice) -> NDArray[np.uint16]:
+    """Some rows of the 16-bit pixels that are saved."""
+    pixels: Any = rescaled(photograph.colours[rows], np.uint16)
     mode, back = to_srgb(profile) if profile else ("", None)
     if profile is not None and back is not None:
         pixels = transformed(pixels, srgb(), profile, "rgb", "gray" if mode == "L" else "rgb")
         if photograph.beyond is not None:
-            for rows in _bands(len(pixels)):
-                added = pixels[rows] + 257 * _enlarged_rows(photograph.beyond, photograph.size, rows)
-                pixels[rows] = added.round().clip(0, 65535).astype(np.uint16)
+            added = pixels + 257 * _enlarged_rows(photograph.beyond, photograph.size, rows)
+            pixels = added.round().clip(0, 65535).astype(np.uint16)
     if photograph.grey and pixels.shape[-1] == 3:
-        pixels = np.concatenate([_luma(pixels[rows]) for rows in _bands(len(pixels))])
+        pixels = _luma(pixels)
     if photograph.alpha is not None:
-        pixels = np.concatenate([pixels, photograph.alpha[..., None]], axis=-1)
+        pixels = np.concatenate([pixels, rescaled(photograph.alpha[rows], np.uint16)[..., None]], axis=-1)
     shown: NDArray[np.uint16] = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     return shown
 
@@ -656,17 +696,22 @@ def _options(photograph: Photograph, profile: bytes | None, kind: Format, qualit
         options["subsampling"] = 0
 
     if kind.name == "PNG":
-        options["pnginfo"] = _png_texts(photograph)
+        options |= {"pnginfo": _png_texts(photograph), "compress_level": DEFLATE}
     elif photograph.xmp is not None:
         options["xmp"] = photograph.xmp
     if photograph.iptc is not None:
         if kind.name == "JPEG":
             content = b"Photoshop 3.0\0" + _resources(photograph.iptc)
-            options["extra"] = b"\xff\xed" + struct.pack(">H", 2 + len(content)) + content
+            options["extra"] = b"\xff\xed" + struct.pack(">H", min(2 + len(content), 65535)) + content
         elif kind.name == "WEBP":
             _log.warning("%s: its IPTC record is left out, for which webp has no place", photograph.name)
     if exif is not None:
-        options["exif"] = exif
+        options["exif"] = exif.tobytes()
+    if kind.name == "JPEG":
+        for part, most in _MOST_IN_JPEG.items():
+            if len(options.get(part, b"")) > most:
+                _log.warning("%s: its %s is longer than jpg can hold and is left out", photograph.name, _CALLED[part])
+                del options[part]
     return options
 
 
@@ -698,11 +743,11 @@ def _tiff_tags(photograph: Photograph) -> Image.Exif:
     return tags
 
 
-def _write_deep_png(path: Path, pixels: NDArray[np.uint16], photograph: Photograph, profile: bytes | None) -> None:
+def _write_deep_png(path: Path, photograph: Photograph, profile: bytes | None) -> None:
     """A PNG of 16 bits, which Pillow writes of grey only: its pixels, between what Pillow writes of all else."""
     beside = io.BytesIO()
     Image.new("L", (1, 1)).save(beside, **_options(photograph, profile, FORMATS["png"], QUALITY), format="PNG")
-    encoded = memoryview(imagecodecs.png_encode(pixels, level=4))
+    encoded = memoryview(imagecodecs.png_encode(_deep_pixels(photograph, profile), level=DEFLATE))
     header = 8 + 25  # signature and IHDR
     with path.open("wb") as file:
         file.write(encoded[:header])
@@ -721,19 +766,34 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
         place += length + 12
 
 
-def _write_tiff(path: Path, pixels: Levels, photograph: Photograph, profile: bytes | None) -> None:
-    """A TIFF: tifffile's pixels, since Pillow writes 16 bits of grey only, and Pillow's tags."""
+def _write_tiff(path: Path, photograph: Photograph, profile: bytes | None, deep: bool) -> None:
+    """A TIFF, strip by strip: tifffile's pixels, since Pillow writes 16 bits of grey only, and Pillow's tags."""
+    width, height = photograph.size
+    channels = (1 if photograph.grey else 3) + (photograph.alpha is not None)
+    dtype = np.dtype("<u2" if deep else "u1")
+
+    def strips() -> Iterator[bytes]:
+        for rows in _bands(height):
+            shown = (
+                _deep_rows(photograph, profile, rows) if deep else _as_image(photograph, profile, FORMATS["tiff"], rows)
+            )
+            pixels = np.asarray(shown).reshape(-1, width, channels)
+            yield imagecodecs.zlib_encode(imagecodecs.delta_encode(pixels, axis=1).tobytes(), level=DEFLATE)
+
     options: dict[str, Any] = {}
     if photograph.dpi is not None:
         options |= {"resolution": photograph.dpi, "resolutionunit": "INCH"}
-    big = pixels.nbytes > 2**31
+    big = height * width * channels * dtype.itemsize > 2**31
     tifffile.imwrite(
         path,
-        pixels,
+        strips(),
+        shape=(height, width, channels) if channels > 1 else (height, width),
+        dtype=dtype,
         byteorder="<",
         bigtiff=big,
         photometric="minisblack" if photograph.grey else "rgb",
         extrasamples=None if photograph.alpha is None else ["unassalpha"],
+        planarconfig="contig" if channels > 1 else None,
         compression="adobe_deflate",
         predictor=True,
         rowsperstrip=ROWS,

@@ -19,6 +19,7 @@ from datamodules.photograph import (
     check_size,
     exists_message,
     read_photograph,
+    stored_depth,
     write_photograph,
 )
 from lightning_modules.enlarging.enlarger import SAMPLERS, Enlarger
@@ -159,8 +160,11 @@ def _size(asked: argparse.Namespace) -> Size:
 
 def _not_in_the_way(jobs: Sequence[Job], failures: dict[str, str], *, skip: bool, overwrite: bool) -> Iterator[Job]:
     """The jobs whose results do not exist yet or may be replaced; the others are skipped or failures."""
+    photographs = {job.source.resolve() for job in jobs}
     for job in jobs:
-        if overwrite or not job.target.exists():
+        if job.target.resolve() in photographs and not skip:
+            failures[job.key] = f"{job.target}: is one of the photographs; give another folder or name for the results"
+        elif overwrite or not job.target.exists():
             yield job
         elif not skip:
             failures[job.key] = exists_message(job.target)
@@ -220,6 +224,7 @@ class Run:
                     _log.error("%s", reason)
                     continue
                 for (job, before), after in zip(group, made, strict=True):
+                    bar.show(f"writing {job.target.name}")
                     written += self._written(job, before, after)
         return written
 
@@ -232,7 +237,7 @@ class Run:
                 width, height = image_size(job.source)
                 target = self.size.of(width, height, self.enlarger.scale)
                 count = passes((width, height), target, self.enlarger.scale)
-            except (ImageError, ValueError):
+            except (ImageError, ValueError, OSError):
                 continue
             before, after = before + width * height, after + target[0] * target[1]
             work += sum(
@@ -240,7 +245,8 @@ class Run:
                 for number in range(count)
             )
             drawn = max(width * height * self.enlarger.scale ** (2 * count), target[0] * target[1])
-            largest = max(largest, (drawn, 3))
+            deep = FORMATS[self.form].deep and stored_depth(job.source) == 16
+            largest = max(largest, (drawn, 6 if deep else 3), key=lambda each: each[0] * each[1])
         return Plan(len(jobs), before, after, work, largest)
 
     def _groups(self, jobs: Sequence[Job]) -> Iterator[list[tuple[Job, Photograph]]]:

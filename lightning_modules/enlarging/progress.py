@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lightning_modules.enlarging.enlarger import Enlarger
@@ -112,7 +113,8 @@ class Bar:
     def show(self, text: str) -> None:
         """What is worked on."""
         self.showing = text
-        self.bar.update(self.task, description=text[-40:])
+        self.bar.update(self.task, description=escape(text[-40:]))
+        self.advance(0)
 
     def advance(self, pixels: float) -> None:
         """After so many more pixels."""

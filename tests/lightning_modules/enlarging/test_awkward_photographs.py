@@ -1,7 +1,9 @@
 """Every property of awkward photographs, compared out: what the files hold is read by other code than the project's."""
 
 import logging
+import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from datamodules.images import HEIC, RAW, SUFFIXES
-from datamodules.photograph import read_photograph
+from datamodules.photograph import Photograph, read_photograph, write_photograph
 from lightning_modules.enlarging.command import main
 from tests.datamodules.trees import DISPLAY_P3, picture
 from tests.lightning_modules.enlarging.awkward import (
@@ -188,12 +190,7 @@ def test_metadata_are_kept_by_each_format(suffix: str, bits: int, weights: str, 
     if bits == 16:  # the same as a TIFF of 16 bits, which a first run writes
         deeper = tmp_path / "deep.tif"
         made = read_photograph(source, "plain")
-        tifffile.imwrite(deeper, deep(), photometric="rgb")
-        from dataclasses import replace
-
-        from datamodules.photograph import write_photograph
-
-        write_photograph(replace(made, colours=deep()), deeper, form="tiff", overwrite=True)
+        write_photograph(replace(made, colours=deep()), deeper, form="tiff")
         source = deeper
     assert main([str(source), "-o", str(result), "--ckpt", weights]) == 0
     with Image.open(result) as image:
@@ -217,6 +214,16 @@ def test_metadata_are_kept_by_each_format(suffix: str, bits: int, weights: str, 
         assert read_photograph(result, "large").iptc == IPTC
     kept = bits == 16 and suffix in (".png", ".tiff")
     assert read_photograph(result, "large").depth == (16 if kept else 8)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_tiff_holds_the_pixels_that_a_png_does(name: str, done: Done, tmp_path: Path) -> None:
+    photograph = read_photograph(done.result(name), name)
+    write_photograph(photograph, tmp_path / "a.tif", form="tiff")
+    png, tiff = (pixels.astype(int) for pixels in (pixels_of(done.result(name)), tifffile.imread(tmp_path / "a.tif")))
+    assert tiff.shape == png.shape and np.abs(tiff - png).max() <= AWKWARD[name][1].tolerance, "profiles round"
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.info.get("icc_profile") == AWKWARD[name][1].profile
 
 
 def test_what_a_format_cannot_hold_is_said(weights: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -243,12 +250,44 @@ def test_colours_of_the_profile_or_srgb(weights: str, tmp_path: Path) -> None:
             assert np.abs(np.asarray(image).astype(int) - expected).max() <= 2
 
 
-def test_what_is_not_seen_does_not_bleed(weights: str, tmp_path: Path) -> None:
+def test_what_is_not_seen_does_not_bleed(tmp_path: Path) -> None:
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, :4] = (200, 100, 50, 255)  # the rest is black and not seen, as editors leave it
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert np.array_equal(read_photograph(tmp_path / "a.png", "a").colours, np.broadcast_to((200, 100, 50), (8, 8, 3)))
 
 
-def test_iptc_is_found_in_what_other_programs_write() -> None:
-    assert photoshop(IPTC).endswith(IPTC + b"\0" * (len(IPTC) % 2))
+def test_metadata_that_are_too_long_for_jpeg_cost_no_photograph(
+    weights: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = exif()
+    long.get_ifd(0x8769)[0x927C] = b"m" * 70_000
+    made = Photograph("a", deep(), exif=long, xmp=XMP + b" " * 70_000, iptc=IPTC * 8_000)
+    for form in ("tiff", "jpg"):
+        write_photograph(made, tmp_path / f"a.{form}", form=form)
+    again = read_photograph(tmp_path / "a.tiff", "a")
+    assert (again.xmp, again.iptc) == (made.xmp, made.iptc) and again.exif is not None
+    assert again.exif.get_ifd(0x8769)[0x927C] == b"m" * 70_000
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.size == (32, 24) and "xmp" not in image.info and "photoshop" not in image.info
+    for part in ("EXIF", "XMP", "IPTC record"):
+        assert f"a: its {part} is longer than jpg can hold and is left out" in caplog.text
+
+
+def test_damaged_exif_costs_no_photograph(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(0).save(tmp_path / "a.jpg", exif=exif(6), quality=95)
+    content = (tmp_path / "a.jpg").read_bytes()
+    place = content.index(b"MM\0*") if b"MM\0*" in content else content.index(b"II*\0")
+    (tmp_path / "a.jpg").write_bytes(content[: place + 8] + b"\xff" * 60 + content[place + 68 :])
+    photograph = read_photograph(tmp_path / "a.jpg", "a")
+    assert photograph.colours.shape in ((24, 32, 3), (32, 24, 3))
+    write_photograph(photograph, tmp_path / "b.jpg", form="jpg")
+
+
+def test_iptc_of_other_programs_is_found(tmp_path: Path) -> None:
+    """A record after other resources of Photoshop's, as editors write it."""
+    other = b"8BIM" + struct.pack(">H", 0x0425) + b"\0\0" + struct.pack(">I", 4) + b"abcd"
+    content = b"Photoshop 3.0\0" + other + photoshop(IPTC)[4 + len(b"Photoshop 3.0\0") :]
+    segment = b"\xff\xed" + struct.pack(">H", 2 + len(content)) + content
+    picture(0).save(tmp_path / "a.jpg", extra=segment)
+    assert read_photograph(tmp_path / "a.jpg", "a").iptc == IPTC

@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.batch import Batch
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.enlarging.command import main
-from lightning_modules.enlarging.progress import Plan, Timing, duration, estimate
+from lightning_modules.enlarging.progress import Bar, Plan, Timing, duration, estimate
 from lightning_modules.enlarging.sizes import SizeError
 from tests.datamodules.trees import save
 from tests.lightning_modules.enlarging.copying import Copying, checkpoint
@@ -109,6 +109,15 @@ def test_existing_results_are_kept_skipped_or_replaced(here: Path, capsys: pytes
     assert size(here / "out" / "a.png") == (64, 48)
     with pytest.raises(ValueError, match="skip_existing and overwrite"):
         enlarge("in", "-o", "out", "--overwrite", "--skip_existing")
+
+
+def test_a_photograph_is_never_replaced_by_its_result(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(here / "in" / "a.png", 0)
+    save(here / "in" / "b.jpg", 0)
+    before = (here / "in" / "a.png").read_bytes()
+    assert enlarge("in", "-o", "in", "--overwrite") == 1
+    assert "in/a.png: is one of the photographs; give another folder or name" in capsys.readouterr().err
+    assert (here / "in" / "a.png").read_bytes() == before and size(here / "in" / "b.png") == (64, 48)
 
 
 @pytest.mark.parametrize(
@@ -212,3 +221,16 @@ def test_weights_that_are_not_there_are_one_error(here: Path) -> None:
         main(["a.png", "--weights", "nothere.ckpt"])
     with pytest.raises(ValueError, match="Copying does not sample"):
         enlarge("a.png", "--steps", "3")
+
+
+def test_where_the_output_is_no_terminal_lines_say_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("lightning_modules.enlarging.progress.perf_counter", lambda: now[0])
+    with Bar(1000).open() as bar:
+        bar.show("a[1].png")
+        for _ in range(4):
+            now[0] += 20
+            bar.advance(200)
+    assert capsys.readouterr().err.splitlines() == ["40%, a[1].png, 1 min 0 s left", "80%, a[1].png, 20 s left"]
