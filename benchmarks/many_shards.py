@@ -43,9 +43,7 @@ class Watch(Callback):
         if trainer.global_step == 1 or trainer.global_step % self.every == 0:
             held = [memory(process) for process in (os.getpid(), *children())]
             with self.path.open("a") as file:
-                csv.writer(file).writerow(
-                    [trainer.global_step, time.time(), time.process_time(), memory(os.getpid()), *workers]
-                )
+                csv.writer(file).writerow([trainer.global_step, time.time(), time.process_time(), *held])
 
 
 def children() -> list[int]:
