@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -44,9 +44,9 @@ class NaNGuard(Callback):
         if self._checkpoint is None and not torch.isfinite(loss).all():
             if isinstance(trainer.strategy, Sharded):  # to collect them all processes would have to be here
                 raise NonFiniteLossError(
-                    f"the loss became {float(loss.detach())} at step {trainer.global_step}. The weights are spread over "
-                    "processes, so that nothing is kept to repeat the step: go on from the last checkpoint with a lower "
-                    "learning rate, clipped gradients (--trainer.gradient_clip_val 1.0) or in float32"
+                    f"the loss became {float(loss.detach())} at step {trainer.global_step}. The weights are spread "
+                    "over processes, so that nothing is kept to repeat the step: go on from the last checkpoint with a "
+                    "lower learning rate, clipped gradients (--trainer.gradient_clip_val 1.0) or in float32"
                 )
             weights = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
             self._checkpoint = {"loss": float(loss.detach()), "state_dict": weights}
@@ -69,7 +69,7 @@ class NaNGuard(Callback):
             "loss": str(self._checkpoint["loss"]),
             "key": batch["key"],
             "t": None if times is None else times.tolist(),
-            "seed": cast(Any, pl_module).step_draws.seed,
+            "seed": getattr(getattr(pl_module, "step_draws", None), "seed", None),
             "device": pl_module.device.type,
             "precision": trainer.precision,
             "rank": trainer.global_rank,

@@ -132,13 +132,12 @@ class Sharded(ModelParallelStrategy):
 
 def blocks(module: nn.Module, smallest: int) -> Iterator[nn.Module]:
     """The parts of a network that run one after another: entries of lists of at least `smallest` numbers."""
+    listed = isinstance(module, nn.ModuleList | nn.Sequential)
     for child in module.children():
-        entries = child.children() if isinstance(child, nn.ModuleList | nn.Sequential) else ()
-        large = [entry for entry in entries if _is_block(entry, smallest)]
-        yield from large
-        for below in child.children() if large else (child,):
-            if below not in large:
-                yield from blocks(below, smallest)
+        if listed and _is_block(child, smallest):
+            yield child
+        else:
+            yield from blocks(child, smallest)
 
 
 def _is_block(module: nn.Module, smallest: int) -> bool:

@@ -52,8 +52,8 @@ class EpochOrder(Sequence[int]):
     """Every record number once: groups in random order, records shuffled over about `window` neighbours.
 
     A record at place `i` of the groups' order gets the key `i + u`, with `u` uniform on [0, window); records are seen
-    in the order of their keys. Keys between two numbers belong to places at most `window` below, so that any part of the
-    order can be computed by itself: time and memory grow with the window and the number of groups, and not with the
+    in the order of their keys. Keys between two numbers belong to places at most `window` below, so that any part of
+    the order can be computed by itself: time and memory grow with the window and the number of groups, and not with the
     number of records, unless the window is the whole set.
 
     Args:

@@ -3,6 +3,9 @@
 Each experiment trains some steps on one, two and three processes whose batches are together the same six images. Then
 the first checkpoint is tested on one, two and three processes. Printed are the relative differences of the weights, and
 whether the scores of all images are equal.
+
+Adam makes whole steps of the rounding errors of gradients that are zero, as those of biases before a normalisation of
+single channels are. Where the tiny networks have such, its `eps` is above them.
 """
 
 import json
@@ -27,10 +30,22 @@ from tests.tiny.weights import write_tiny_weights
 
 BATCH = 6  # images of all processes together
 EXPERIMENTS = (
-    *("rrdb", "srdiff", "srdiff_yoda", "sr3", "sr3_yoda", "resshift", "resshift_pixel", "dossr_pixel", "dossr_sd21"),
+    *(
+        "rrdb",
+        "srdiff",
+        "srdiff_yoda",
+        "sr3",
+        "sr3_yoda",
+        "resshift",
+        "resshift_pixel",
+        "dossr_pixel",
+        "dossr_sd21",
+    ),
     *("edm", "relay_x4", "relay_x4_concat", "flow", "skipdiff_sr3_x4"),
 )
-OPTIONS = {"skipdiff_sr3_x4": ["--model.init_args.epochs=2", "--model.init_args.minibatches=2"]}
+EPS = ["--model.init_args.optimizer.init_args.eps=1e-5"]
+OPTIONS = {"resshift_pixel": EPS, "dossr_pixel": EPS}
+OPTIONS |= {"skipdiff_sr3_x4": ["--model.init_args.epochs=2", "--model.init_args.minibatches=2"]}
 
 
 class Row(NamedTuple):
