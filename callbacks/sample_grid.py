@@ -21,6 +21,7 @@ Column = dict[str, Tile]  # the tiles of one image by the title of their row
 
 MARGIN = 110  # width in pixels of the titles of rows
 HEADER = 20  # height in pixels of the keys above columns
+FOOTER = 36  # height in pixels of the two lines below columns
 GAP = 4  # pixels between tiles
 GREY = (96, 96, 96)
 
@@ -34,7 +35,7 @@ class ImageLogger(Protocol):
 
 
 class Sample(NamedTuple):
-    """What is kept of one image: its tiles, and the line below them."""
+    """What is kept of one image: its tiles, and the text below them."""
 
     tiles: Column
     caption: str
@@ -131,7 +132,10 @@ def column(outputs: dict[str, Any], batch: Batch, index: int, size: int, baselin
 
 
 def psnr_line(sr: Tensor, batch: Batch, index: int, baseline: str) -> str:
-    """PSNR-Y of image `index` of a batch and of its baseline, as `ImageMetrics` measures it; empty without a target."""
+    """PSNR-Y of image `index` of a batch, and below it of the baseline, as `ImageMetrics` measures it.
+
+    It is empty without a target.
+    """
     if "hr" not in batch:
         return ""
     keys, scale = batch["key"][index : index + 1], batch["up"].shape[-1] // batch["lr"].shape[-1]
@@ -140,7 +144,7 @@ def psnr_line(sr: Tensor, batch: Batch, index: int, baseline: str) -> str:
         for images in (batch["hr"], batch["up"], sr)
     )
     score = PSNR("y")
-    return f"{float(score.compare(result, hr)):.2f} dB, {baseline} {float(score.compare(enlarged, hr)):.2f}"
+    return f"{float(score.compare(result, hr)):.2f} dB\n{baseline} {float(score.compare(enlarged, hr)):.2f}"
 
 
 def centre(image: Tensor, size: int) -> Tensor:
@@ -170,14 +174,14 @@ def draw(columns: dict[str, Column], captions: dict[str, str] | None = None, tit
 
     Args:
         columns: By key.
-        captions: The line below each column, by key.
+        captions: The text below each column, by key.
         title: What stands in the corner.
     """
     titles = list(dict.fromkeys(title for tiles in columns.values() for title in tiles))
     shapes = [tile.shape for tiles in columns.values() for tile in tiles.values()]
     cell = _Cell(width=max(shape[1] for shape in shapes), height=max(shape[0] for shape in shapes))
     width, height = cell.top_left(len(titles), len(columns))
-    picture = Image.new("RGB", (width, height + (HEADER if captions else 0)), GREY)
+    picture = Image.new("RGB", (width, height + (FOOTER if captions else 0)), GREY)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
 
     pen.text((GAP, GAP), title, font=font)

@@ -40,6 +40,13 @@ def _degrading(module: str) -> Callable[[Sequence[str]], Any]:
     return lambda arguments: import_module(module).main(arguments, degradation)
 
 
+def _doctor(arguments: Sequence[str]) -> Any:
+    """Examines the machine where no set is given, else the sets."""
+    if not arguments:
+        return import_module("lightning_modules.running.machine").main()
+    return import_module("datamodules.prepare.doctor").main(arguments)
+
+
 def degradation(configs: Sequence[str], scale: int | None = None) -> Any:
     """The degradation that configs describe at `data.init_args.degradation`; MATLAB's bicubic where they name none.
 
@@ -66,12 +73,15 @@ def degradation(configs: Sequence[str], scale: int | None = None) -> Any:
 
 COMMANDS = {
     "fit": Command("train, or go on with a run", _experiment("fit")),
+    "plan": Command(
+        "what a training will need: memory, hours, checkpoint", _main("lightning_modules.running.planning")
+    ),
     "validate": Command("score a checkpoint on its validation data", _experiment("validate")),
     "test": Command("score a checkpoint on test data", _main("lightning_modules.running.on_sets")),
     "enlarge": Command("enlarge photographs", _main("lightning_modules.enlarging.command")),
     "predict": Command("enlarge images with an experiment's trainer", _experiment("predict")),
     "pack": Command("pack images into shards to train on", _degrading("datamodules.prepare.pack")),
-    "doctor": Command("examine packed sets and folders before training", _main("datamodules.prepare.doctor")),
+    "doctor": Command("examine this machine, or packed sets and folders", _doctor),
     "preview": Command("show degraded images with their recipes", _degrading("datamodules.prepare.preview")),
     "import": Command("make a checkpoint of published weights", _main("lightning_modules.published.importing")),
     "compare": Command("make tables and pictures of results", _main("lightning_modules.evaluation.compare")),

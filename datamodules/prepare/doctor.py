@@ -7,7 +7,7 @@ It compares shards with what was packed and with the processes that will read th
 with LR (shifts below a pixel). It looks for unusual modes and transparency, and for copies within and between sets.
 Each finding comes with what to do. It exits with 1 if something is wrong; otherwise it ends with the command that
 trains on the set. Copies of whole images cannot be found in sub-images: to look for test images, examine the folder
-that was packed.
+that was packed. Without a set, `lightning doctor` examines the machine.
 """
 
 import argparse

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.sample_grid import GAP, HEADER, MARGIN, SampleGrid, centre, column, draw, psnr_line
+from callbacks.sample_grid import FOOTER, GAP, HEADER, MARGIN, SampleGrid, centre, column, draw, psnr_line
 from datamodules.batch import Batch, to_pixels
 from lightning_modules.metrics.scorer import Scorer, classic
 from tests.callbacks.small import SCALE, SIZE, SmallData, SmallResolver, batch_of, trainer_of
@@ -55,12 +55,12 @@ def test_the_step_and_the_psnr_stand_in_the_picture(tmp_path: Path) -> None:
         keys=["a"],
         border=SCALE,
     )
-    assert line == "{0:.2f} dB, bicubic {0:.2f}".format(expected[0].scores["psnr_y"])
+    assert line == "{0:.2f} dB\nbicubic {0:.2f}".format(expected[0].scores["psnr_y"])
     assert psnr_line(batch["up"], Batch(lr=batch["lr"], up=batch["up"], key=["a"]), 0, "bicubic") == ""
 
     tiles = {"a": column({"sr": batch["up"]}, batch, 0, SIZE, "bicubic")}
     plain, labelled = draw(tiles), draw(tiles, {"a": line}, "step 3")
-    assert labelled.height == plain.height + HEADER
+    assert labelled.height == plain.height + FOOTER
     assert len(np.unique(np.asarray(labelled)[plain.height :])) > 1  # something is written below
     assert (np.asarray(labelled)[:HEADER, :MARGIN] != np.asarray(plain)[:HEADER, :MARGIN]).any()
 
