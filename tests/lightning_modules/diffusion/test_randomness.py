@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.randomness import drawn_on, KeyedNoise, seeded, StepDraws
+from lightning_modules.diffusion.randomness import KeyedNoise, StepDraws, drawn_on, seeded
 
 CPU = torch.device("cpu")
 LIKE = torch.zeros(3, 2, 4, 4)
