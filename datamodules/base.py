@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -55,7 +56,8 @@ class SRDataModule(LightningDataModule, ABC):
             cropped and mirrored with the images (YODA); None leaves the map to the method.
 
     Raises:
-        ValueError: `crop` or `val_crop` is not a multiple of `scale`, or the degradation has another scale.
+        ValueError: a number is too small; `crop` or `val_crop` is not a multiple of `scale`; or the degradation has
+            another scale.
     """
 
     def __init__(
@@ -78,6 +80,10 @@ class SRDataModule(LightningDataModule, ABC):
         attention: str | None = None,
     ) -> None:
         super().__init__()
+        counts = {"scale": scale, "batch_size": batch_size, "val_batch_size": val_batch_size}
+        for name, value, least in (*((*count, 1) for count in counts.items()), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"{name}: must be at least {least}, got {value}")
         self.save_hyperparameters()
         if isinstance(self.hparams.get("degradation"), Degradation):
             del self.hparams["degradation"]  # built in code, not from a config: a checkpoint holds plain values only
@@ -117,7 +123,7 @@ class SRDataModule(LightningDataModule, ABC):
             for split in splits:
                 if split == "predict":
                     data.predict_dataloader()
-                else:
+                elif split != "val" or data.validates or "train" not in splits:
                     data._samples(split)
         except FileNotFoundError as error:
             return str(error)
@@ -147,8 +153,19 @@ class SRDataModule(LightningDataModule, ABC):
         )
         return Loader(stream, self.num_workers, first=self._next_batch)
 
-    def val_dataloader(self) -> Loader:
-        """Every validation image once."""
+    @property
+    def validates(self) -> bool:
+        """Whether there is a set to validate on; without one a training goes without."""
+        return True
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Every validation image once; nothing, with a message, in a training that has no set to validate on."""
+        if not self.validates and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            rank_zero_info(
+                "there is no validation set, so this training shows no scores and chooses no best checkpoint; to have "
+                "them, set --data.init_args.val (for a folder of photographs to a share of them, such as 10%)"
+            )
+            return []
         return self._evaluation("val")
 
     def test_dataloader(self) -> Loader:

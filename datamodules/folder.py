@@ -11,6 +11,7 @@ import torch
 from datamodules.base import SRDataModule
 from datamodules.batch import Batch
 from datamodules.degradations.levels import as_tensor, from_levels
+from datamodules.held_out import held_out, is_share
 from datamodules.images import ImageError, find_images
 from datamodules.photograph import read_photograph
 from datamodules.stream.sources import FileSource, Source, unique_keys
@@ -24,8 +25,10 @@ class Folder(SRDataModule):
 
     Args:
         train: folder of HR images for training.
-        val: folder of HR images for validation.
-        test: folder of HR images for test.
+        val: folder of HR images for validation; or how many photographs of `train` are set aside for it and not trained
+            on, a share such as "10%" or a number (a folder of such a name is given as ./NAME). None trains without
+            validation.
+        test: folder of HR images for test; those of validation by default.
         predict: LR images to enlarge: a file, a folder, or several of either; sizes and formats may be mixed. Where
             several are given, the images of a folder are named below the folder's own name.
         options: those of `SRDataModule`.
@@ -37,13 +40,14 @@ class Folder(SRDataModule):
     def __init__(
         self,
         train: str | None = None,
-        val: str | None = None,
+        val: str | int | None = None,
         test: str | None = None,
         predict: str | list[str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.folders = {"train": train, "val": val, "test": test}
+        self.share = val if val is not None and is_share(val) else None
+        self.folders = {"train": train, "val": None if val is None else str(val), "test": test}
         self.predict = [predict] if isinstance(predict, str) else predict
         self.failures: dict[str, str] = {}
 
@@ -53,9 +57,21 @@ class Folder(SRDataModule):
         Raises:
             FileNotFoundError: the folder of the split is not given, does not exist or holds no image.
         """
-        folder = self.folders[split]
+        if split == "test" and self.folders["test"] is None and self.validates:
+            split = "val"
+        folder = self.folders["train" if split == "val" and self.share is not None else split]
         root = _given(split, None if folder is None else [folder])[0]
-        return FileSource(Path(os.path.abspath(root)).name, root, find_images(root))
+
+        files = find_images(root)
+        if self.share is not None and split != "test":
+            chosen = held_out([file.relative_to(root) for file in files], self.share)
+            files = [file for file, aside in zip(files, chosen, strict=True) if aside == (split == "val")]
+        return FileSource(Path(os.path.abspath(root)).name, root, files)
+
+    @property
+    def validates(self) -> bool:
+        """Whether `val` is given."""
+        return self.folders["val"] is not None
 
     def predict_dataloader(self) -> "PredictImages":
         """The images to enlarge, one at a time, each on one rank; keys are their names below the folder.

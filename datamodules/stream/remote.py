@@ -6,37 +6,23 @@ import os
 import tempfile
 import time
 import urllib.error
-import urllib.request
-from contextlib import closing
-from functools import partial
-from http.client import HTTPException, HTTPResponse
 from itertools import count
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 
 from filelock import FileLock
-from rich.progress import track
-from webdataset.gopen import gopen
+
+from lightning_modules.download import NoSuchScheme, WrongContent, download
 
 _log = logging.getLogger(__name__)
 PATIENCE = "DIFFSR_PATIENCE"  # seconds for which a server that does not answer is asked again; 600 by default
 _AT_START = 30.0  # seconds at most, for what is read before training: a mistyped address is to be seen soon
 _LONGEST_PAUSE = 30.0  # seconds between two attempts
 _WRONG = 3  # how often a file may come with another sha256
-_BLOCK = 1 << 20  # bytes
 
 
 class Unreachable(OSError):
     """A server did not answer for as long as it was asked; nothing is known of its files."""
-
-
-class WrongContent(OSError):
-    """What a server sent is not the file that is looked for."""
-
-
-class NoSuchScheme(OSError):
-    """The address is of a kind that cannot be opened."""
 
 
 def cache_folder() -> Path:
@@ -118,41 +104,3 @@ def _download_in_attempts(url: str, target: Path, timeout: float, patience: floa
             _log.warning("%s: attempt %d failed (%s); the next is in %g s", url, attempt, error, pause)
             time.sleep(pause)
     raise AssertionError("unreachable")
-
-
-def download(url: str, target: Path, timeout: float, digest: str | None = None, *, shown: bool = False) -> Path:
-    """Writes what a URL holds to `target`, which appears when it is complete; with a progress bar if `shown`.
-
-    Raises:
-        OSError: there is no connection, no answer within `timeout` seconds, fewer bytes than announced, or a sha256
-            other than `digest`.
-    """
-    part = target.with_name(target.name + ".part")
-    sha256 = hashlib.sha256()
-    try:
-        with closing(_open(url, timeout)) as stream, part.open("wb") as file:
-            announced = stream.headers["Content-Length"] if isinstance(stream, HTTPResponse) else None
-            blocks = iter(partial(stream.read, _BLOCK), b"")
-            for block in track(blocks, target.name, int(announced or 0) // _BLOCK or None, disable=not shown):
-                file.write(block)
-                sha256.update(block)
-            if announced is not None and file.tell() != int(announced):
-                raise OSError(f"{url}: the connection closed after {file.tell()} of {announced} bytes")
-    except HTTPException as error:
-        raise OSError(f"{url}: {error!r}") from error
-
-    if digest is not None and sha256.hexdigest() != digest:
-        raise WrongContent(f"{url}: its sha256 is {sha256.hexdigest()}, not {digest}")
-    part.replace(target)
-    return target
-
-
-def _open(url: str, timeout: float) -> IO[bytes]:
-    if url.startswith(("http://", "https://")):
-        response: IO[bytes] = urllib.request.urlopen(url, timeout=timeout)
-        return response
-    try:
-        stream: IO[bytes] = gopen(url, "rb")
-    except ValueError as error:  # webdataset knows no such scheme, s3:// for one
-        raise NoSuchScheme(f"{error}; give pipe:COMMAND, where COMMAND writes the file to its output") from error
-    return stream

@@ -30,8 +30,8 @@ from lightning_modules.enlarging.progress import Bar, Plan, estimate, timed_tile
 from lightning_modules.enlarging.sizes import Size, passes, story
 from lightning_modules.sampling import TILE
 from lightning_modules.super_resolver import UnusableImage
+from lightning_modules.weights import ENLARGER
 
-WEIGHTS = "real-x4"
 GALLERY = "gallery.html"
 WAITING = 16 * 2048 * 2048  # pixels of small photographs, as enlarged, that wait for others of their size
 _log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         "--ckpt",
-        default=WEIGHTS,
+        default=ENLARGER,
         metavar="NAME_OR_PATH",
         help="the name of weights, or a checkpoint (default: %(default)s)",
     )

@@ -17,7 +17,8 @@ from datamodules.degradations.levels import as_tensor, from_levels
 from datamodules.folder import keyed
 from datamodules.images import find_images
 from datamodules.photograph import Levels, Photograph, photograph_of, pillow_image, read_photograph, resampled
-from lightning_modules.config import CONFIGS, build_part, load_method
+from lightning_modules.config import build_part, load_method
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.enlarging.parts import Advance, PartByPart, nothing
 from lightning_modules.enlarging.sizes import Size, passes

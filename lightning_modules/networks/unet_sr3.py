@@ -4,7 +4,6 @@ That implementation departs from the paper in three ways: residual blocks are pl
 connections lack the factor 1/sqrt(2), and the noise level shifts features but does not scale them.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
@@ -38,6 +37,8 @@ class SR3UNet(nn.Module):
             almost linear in the level; WaveGrad, where the embedding comes from, uses 5000.
         orthogonal_init: Start training from orthogonal weights and zero biases, as the public implementation does.
         zero_output: Start training with an output of 0, for a network that predicts a residual.
+        patch: Side of the squares of pixels that become the channels of one position, so that the first level has
+            `patch` times fewer rows and columns (1 in every published model).
 
     Attributes:
         stride: Height and width of an input must be multiples of it.
@@ -45,7 +46,7 @@ class SR3UNet(nn.Module):
         middle_attention: Path of the innermost self-attention, which self-attention guidance reads.
 
     Raises:
-        ValueError: a width is not a multiple of `norm_groups`.
+        ValueError: a width is not a multiple of `norm_groups`, or `patch` is below 1.
     """
 
     middle_attention = "mid.0.attn"
@@ -67,9 +68,13 @@ class SR3UNet(nn.Module):
         noise_level_scale: float = 1.0,
         orthogonal_init: bool = True,
         zero_output: bool = False,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        self.stride = 2 ** (len(channel_mults) - 1)
+        if patch < 1:
+            raise ValueError(f"SR3UNet: patch must be at least 1, got {patch}")
+        self.patch = patch
+        self.stride = patch * 2 ** (len(channel_mults) - 1)
         self.conditioning = conditioning
 
         # The two variants have different key names in the published files.
@@ -83,14 +88,14 @@ class SR3UNet(nn.Module):
             return AttentionBlock(residual, SelfAttention(width_out, norm_groups) if attention else nn.Identity())
 
         # Encoder: `skips` holds the widths of the maps that the decoder concatenates, in order.
-        width, downs = inner_channel, nn.ModuleList([nn.Conv2d(in_channel, inner_channel, 3, padding=1)])
+        width, downs = inner_channel, nn.ModuleList([nn.Conv2d(in_channel * patch**2, inner_channel, 3, padding=1)])
         skips = [width]
         for level, mult in enumerate(channel_mults):
             if level > 0:
                 downs.append(Downsample(width))
                 skips.append(width)
             for _ in range(res_blocks):
-                downs.append(block(width, inner_channel * mult, image_size // 2**level in attn_res))
+                downs.append(block(width, inner_channel * mult, image_size // (patch * 2**level) in attn_res))
                 width = inner_channel * mult
                 skips.append(width)
         self.downs = downs
@@ -100,11 +105,13 @@ class SR3UNet(nn.Module):
         self.ups = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mults))):
             for _ in range(res_blocks + 1):
-                self.ups.append(block(width + skips.pop(), inner_channel * mult, image_size // 2**level in attn_res))
+                self.ups.append(
+                    block(width + skips.pop(), inner_channel * mult, image_size // (patch * 2**level) in attn_res)
+                )
                 width = inner_channel * mult
             if level > 0:
                 self.ups.append(Upsample(width))
-        self.final_conv = Block(width, out_channel, norm_groups)
+        self.final_conv = Block(width, out_channel * patch**2, norm_groups)
 
         if orthogonal_init:
             self.apply(initialise_orthogonally)
@@ -129,11 +136,11 @@ class SR3UNet(nn.Module):
         """
         if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             raise ValueError(
-                f"SR3UNet got {x.shape[-2]}x{x.shape[-1]} pixels, but halves them {int(math.log2(self.stride))} times: "
+                f"SR3UNet got {x.shape[-2]}x{x.shape[-1]} pixels, but divides their sides by {self.stride}: "
                 f"both sides must be multiples of {self.stride}. Choose such a crop size for the data."
             )
 
-        h = x if image is None else torch.cat([image, x], dim=1)
+        h = functional.pixel_unshuffle(x if image is None else torch.cat([image, x], dim=1), self.patch)
         embedded = self.embed(label)
 
         skips = []
@@ -150,8 +157,7 @@ class SR3UNet(nn.Module):
             else:
                 h = layer(h)
 
-        prediction: Tensor = self.final_conv(h)
-        return prediction
+        return functional.pixel_shuffle(self.final_conv(h), self.patch)
 
     def embed(self, label: Tensor) -> Tensor:
         """`[B]` to `[B,inner_channel]`, in float32 under autocast: bfloat16 cannot tell neighbouring levels apart."""

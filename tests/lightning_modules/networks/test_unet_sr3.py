@@ -93,6 +93,21 @@ def test_other_sizes_are_refused_with_the_stride(size: tuple[int, int]) -> None:
         tiny()(x, torch.ones(1), x)
 
 
+def test_a_patch_of_pixels_is_one_position() -> None:
+    network = tiny(patch=2)
+    assert network.stride == 8
+    x, image = torch.randn(2, 2, 3, 16, 24)
+    seen: dict[str, Tensor] = {}
+    network.downs[0].register_forward_hook(lambda _, inputs, __: seen.update(first=inputs[0]))
+    output = network(x, torch.tensor([0.3, 0.9]), image)
+    assert output.shape == x.shape
+    green = 4  # its upper left pixel, of the image, then of the state
+    torch.testing.assert_close(seen["first"][:, green], image[:, 1, ::2, ::2])
+    torch.testing.assert_close(seen["first"][:, 12 + green], x[:, 1, ::2, ::2])
+    with pytest.raises(ValueError, match="patch must be at least 1, got 0"):
+        tiny(patch=0)
+
+
 def test_a_width_that_the_groups_do_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="norm_groups=32 does not divide a width of 8"):
         tiny(norm_groups=32)

@@ -15,9 +15,9 @@ SIZES = [
 ]
 
 
-def tiny(**options: bool) -> SRDiffUNet:
+def tiny(patch: int = 1, **options: bool) -> SRDiffUNet:
     torch.manual_seed(0)
-    return SRDiffUNet(4, 8, (1, 2, 3), encoder_channels=4, encoder_blocks=5, **options).eval()
+    return SRDiffUNet(4, 8, (1, 2, 3), encoder_channels=4, encoder_blocks=5, patch=patch, **options).eval()
 
 
 def arguments(network: SRDiffUNet, height: int = 24, width: int = 16) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,6 +40,29 @@ def test_every_parameter_is_used() -> None:
     torch.nn.init.ones_(network.mid_attn.fn.g)
     x, label, features = arguments(network)
     network(x, label, features=features, up=torch.randn(2, 3, 24, 16)).square().mean().backward()
+    assert [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()] == []
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_a_patch_of_pixels_is_one_position(patch: int) -> None:
+    network = tiny(patch, up_input=True)
+    assert network.stride == 4 * patch
+    x, label, features = arguments(network, 64, 32)
+    up = torch.randn(2, 3, 64, 32)
+    assert features.shape == (2, 8, 64 // patch, 32 // patch)
+
+    seen: dict[str, Tensor] = {}
+    network.downs[0][0].register_forward_hook(lambda _, inputs, __: seen.update(first=inputs[0]))
+    network.final_conv.register_forward_hook(lambda _, __, output: seen.update(last=output))
+    output = network(x, label, features=features, up=up)
+    assert output.shape == x.shape
+    # The pixel of row 2, column 1 of a patch is one channel, in and out.
+    row, column = patch - 1, 1
+    channel = patch**2 + row * patch + column  # of green
+    torch.testing.assert_close(seen["first"][:, channel], x[:, 1, row::patch, column::patch])
+    torch.testing.assert_close(seen["last"][:, channel], output[:, 1, row::patch, column::patch])
+
+    output.square().mean().backward()
     assert [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()] == []
 
 
@@ -99,6 +122,9 @@ def test_impossible_configurations_are_refused_by_name() -> None:
         SRDiffUNet(3)
     with pytest.raises(ValueError, match="encoder_blocks=1"):
         SRDiffUNet(encoder_blocks=1)
+    for patch in (0, 3, 8):
+        with pytest.raises(ValueError, match=f"scale=4 must be the patch.*patch={patch}"):
+            SRDiffUNet(4, patch=patch)
 
 
 @pytest.mark.parametrize("size", [(4, 16), (18, 16), (16, 18)])
