@@ -86,6 +86,7 @@ COMMANDS = {
     "compare": Command("make tables and pictures of results", _main("lightning_modules.evaluation.compare")),
     "sweep-samplers": Command("compare samplers and steps", _main("lightning_modules.evaluation.sweep")),
     "score": Command("score a folder of anyone's pictures", _main("lightning_modules.evaluation.score")),
+    "schema": Command("write the schema by which editors complete configs", _main("lightning_modules.running.schema")),
     "replay": Command("repeat a training step whose loss was NaN", _main("lightning_modules.running.replay")),
 }
 
