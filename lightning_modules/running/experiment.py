@@ -287,8 +287,9 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says where everything is, and what to type next."""
+        folder = Path(self.trainer.log_dir or ".")  # a collective call
         if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
-            print(*next_steps(self.trainer), sep="\n", flush=True)
+            print(*next_steps(self.trainer, folder), sep="\n", flush=True)
 
     def after_test(self) -> None:
         """Shows the scores beside bicubic's, and where the results are."""

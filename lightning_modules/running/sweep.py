@@ -43,8 +43,8 @@ def main(
         prog="lightning sweep",
         description="Runs a sweep file of W&B's format, such as those of configs/sweeps. Logged in to W&B, it creates "
         "the sweep there and runs it. Otherwise (or with WANDB_MODE=offline) it runs the grid here, one run after "
-        "another, and compares the results as `lightning compare` does; what is finished already is not run again. Further "
-        "options are given to every run.",
+        "another, and compares the results as `lightning compare` does; what is finished already is not run again. "
+        "Further options are given to every run.",
     )
     parser.add_argument("file", type=Path, help="the sweep, such as configs/sweeps/learning_rate.yaml")
     parser.add_argument("--count", type=int, metavar="N", help="at most N runs (default: all)")
