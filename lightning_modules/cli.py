@@ -85,6 +85,7 @@ COMMANDS = {
     "preview": Command("show degraded images with their recipes", _degrading("datamodules.prepare.preview")),
     "import": Command("make a checkpoint of published weights", _main("lightning_modules.published.importing")),
     "compare": Command("make tables and pictures of results", _main("lightning_modules.evaluation.compare")),
+    "sweep": Command("run the trainings or tests of a sweep file", _main("lightning_modules.running.sweep")),
     "sweep-samplers": Command("compare samplers and steps", _main("lightning_modules.evaluation.sweep")),
     "score": Command("score a folder of anyone's pictures", _main("lightning_modules.evaluation.score")),
     "weights": Command("list weights by name, and get them", _main("lightning_modules.exporting.weights_command")),
