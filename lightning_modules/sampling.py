@@ -133,6 +133,8 @@ class DiffusionSampling(SuperResolver):
                         raise
                 # Outside of the handler, whose traceback holds the tensors.
                 torch.cuda.empty_cache()
+                if torch.backends.mps.is_available():
+                    torch.mps.empty_cache()
                 shown = "at once" if tiles is None else f"in tiles of {tiles.side * self.space.factor} pixels"
                 rank_zero_warn(f"{batch['key'][0]}: {width}x{height} pixels {shown} do not fit the memory")
         finally:

@@ -93,8 +93,8 @@ class Meter:
         }
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
 
 def parameters(method: nn.Module) -> dict[str, int]:
