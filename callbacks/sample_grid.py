@@ -12,6 +12,9 @@ from torch import Tensor
 
 from callbacks.evaluation import EvaluationCallback
 from datamodules.batch import Batch, to_pixels
+from lightning_modules.float64 import widest
+from lightning_modules.metrics.pixels import crop_border
+from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.whole_file import whole_file
 
 Tile = NDArray[np.uint8]  # [H,W,3]
@@ -19,6 +22,7 @@ Column = dict[str, Tile]  # the tiles of one image by the title of their row
 
 MARGIN = 110  # width in pixels of the titles of rows
 HEADER = 20  # height in pixels of the keys above columns
+FOOTER = 36  # height in pixels of the two lines below columns
 GAP = 4  # pixels between tiles
 GREY = (96, 96, 96)
 
@@ -31,11 +35,19 @@ class ImageLogger(Protocol):
         """Logs `images` under `key`."""
 
 
-class SampleGrid(EvaluationCallback[Column]):
+class Sample(NamedTuple):
+    """What is kept of one image: its tiles, and the text below them."""
+
+    tiles: Column
+    caption: str
+
+
+class SampleGrid(EvaluationCallback[Sample]):
     """Draws a grid with one column for each of a few images.
 
     The rows are the low-resolution image, the enlarged one, the result, the target, and the method's panels, such as
-    the attention and masks of YODA. Images and their noise are the same at every validation. Of a large image the
+    the attention and masks of YODA. At the left stands the step, and below each image PSNR-Y of the whole result and of
+    the enlarged image. Images and their noise are the same at every validation. Of a large image the
     centre is shown at full resolution. One process writes the picture to `samples/step-<n>.png` in the run's folder
     (a test: `samples/test-step-<n>.png`) and to every logger that accepts images.
 
@@ -66,10 +78,11 @@ class SampleGrid(EvaluationCallback[Column]):
         selected = set(self._selected([*self.kept, *batch["key"]]))
         for index, key in enumerate(batch["key"]):
             if key in selected:
-                self.kept[key] = column(outputs, batch, index, self.size, self.baseline)
+                tiles = column(outputs, batch, index, self.size, self.baseline)
+                self.kept[key] = Sample(tiles, psnr_line(outputs["sr"], batch, index, self.baseline))
 
         # An image of this batch may come before a kept one in the order and take its place.
-        self.kept = {key: tiles for key, tiles in self.kept.items() if key in selected}
+        self.kept = {key: sample for key, sample in self.kept.items() if key in selected}
 
     def conclude(
         self,
@@ -77,7 +90,7 @@ class SampleGrid(EvaluationCallback[Column]):
         pl_module: LightningModule,
         *,
         stage: str,
-        kept: dict[str, Column],
+        kept: dict[str, Sample],
         folder: Path,
     ) -> None:
         """Draws the grid and gives it to the run's folder and the loggers.
@@ -91,7 +104,9 @@ class SampleGrid(EvaluationCallback[Column]):
         if not trainer.is_global_zero:
             return
 
-        grid = draw({key: kept[key] for key in self._selected(list(kept))})
+        shown = {key: kept[key] for key in self._selected(list(kept))}
+        captions = {key: sample.caption for key, sample in shown.items()}
+        grid = draw({key: sample.tiles for key, sample in shown.items()}, captions, f"step {trainer.global_step}")
         prefix = "" if stage == "val" else f"{stage}-"
         path = folder / "samples" / f"{prefix}step-{trainer.global_step:06d}.png"
         with whole_file(path) as part:
@@ -117,6 +132,22 @@ def column(outputs: dict[str, Any], batch: Batch, index: int, size: int, baselin
     return {title: _tile(to_pixels(centre(image, size)[None], keys)[0]) for title, image in images.items()}
 
 
+def psnr_line(sr: Tensor, batch: Batch, index: int, baseline: str) -> str:
+    """PSNR-Y of image `index` of a batch, and below it of the baseline, as `ImageMetrics` measures it.
+
+    It is empty without a target.
+    """
+    if "hr" not in batch:
+        return ""
+    keys, scale = batch["key"][index : index + 1], batch["up"].shape[-1] // batch["lr"].shape[-1]
+    hr, enlarged, result = (
+        crop_border(to_pixels(images[index : index + 1], keys).to(widest(sr.device)) / 255, scale)
+        for images in (batch["hr"], batch["up"], sr)
+    )
+    score = PSNR("y")
+    return f"{float(score.compare(result, hr)):.2f} dB\n{baseline} {float(score.compare(enlarged, hr)):.2f}"
+
+
 def centre(image: Tensor, size: int) -> Tensor:
     """The centre of an image `[C,H,W]`, at most `size` pixels high and wide."""
     height, width = image.shape[-2:]
@@ -139,16 +170,24 @@ class _Cell(NamedTuple):
         return MARGIN + column * (self.width + GAP), HEADER + row * (self.height + GAP)
 
 
-def draw(columns: dict[str, Column]) -> Image.Image:
-    """The grid of columns `{key: {title: tile}}`, with titles at the left and keys at the top."""
+def draw(columns: dict[str, Column], captions: dict[str, str] | None = None, title: str = "") -> Image.Image:
+    """The grid of columns `{key: {title: tile}}`, with titles at the left and keys at the top.
+
+    Args:
+        columns: By key.
+        captions: The text below each column, by key.
+        title: What stands in the corner.
+    """
     titles = list(dict.fromkeys(title for tiles in columns.values() for title in tiles))
     shapes = [tile.shape for tiles in columns.values() for tile in tiles.values()]
     cell = _Cell(width=max(shape[1] for shape in shapes), height=max(shape[0] for shape in shapes))
-    picture = Image.new("RGB", cell.top_left(len(titles), len(columns)), GREY)
+    width, height = cell.top_left(len(titles), len(columns))
+    picture = Image.new("RGB", (width, height + (FOOTER if captions else 0)), GREY)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
 
-    for row, title in enumerate(titles):
-        pen.text((GAP, cell.top_left(row, 0)[1] + GAP), title, font=font)
+    pen.text((GAP, GAP), title, font=font)
+    for row, name in enumerate(titles):
+        pen.text((GAP, cell.top_left(row, 0)[1] + GAP), name, font=font)
 
     for position, (key, tiles) in enumerate(columns.items()):
         # Keys that are too long lose their beginning, because the end tells the images of a data set apart.
@@ -158,6 +197,7 @@ def draw(columns: dict[str, Column]) -> Image.Image:
         left, _ = cell.top_left(0, position)
         pen.text((left, GAP), label, font=font)
 
-        for title, tile in tiles.items():
-            picture.paste(Image.fromarray(tile), cell.top_left(titles.index(title), position))
+        for name, tile in tiles.items():
+            picture.paste(Image.fromarray(tile), cell.top_left(titles.index(name), position))
+        pen.text((left, height), (captions or {}).get(key, ""), font=font)
     return picture

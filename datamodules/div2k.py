@@ -9,6 +9,7 @@ from datamodules.prepare.archives import Archive, fetch_images
 from datamodules.prepare.plan import plan
 from datamodules.prepare.shard_writer import PackError, SplitSettings, summary, write_split
 from datamodules.shard_folder import ShardFolder
+from datamodules.stream.pairs import pair_files
 
 _CROP, _STEP = 480, 240  # of training sub-images, as everywhere
 _DIV2K = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
@@ -138,8 +139,9 @@ def prepare(
         if name == "div2k" or flickr2k:
             hr_files = _images(source, archive, leave_out)
             lr_files = _images(source, _lr_archive(name, split, lr), leave_out) if lr else None
+            partners = None if lr_files is None else dict(pair_files(hr_files, lr_files))
             cut = (crop, step) if split == "train" else (None, None)
-            samples = plan(hr_files, source / archive.folder, lr_files, *cut, leave_out=leave_out)
+            samples = plan(hr_files, source / archive.folder, partners, *cut, leave_out=leave_out)
 
             settings = SplitSettings(name, split, 256 if cut[0] else 16, _LICENCE[name], leave_out)
             packed = write_split(samples, target, settings, workers=workers, replace="always" if overwrite else "never")

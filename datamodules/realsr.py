@@ -9,6 +9,7 @@ from datamodules.images import find_images
 from datamodules.prepare.plan import plan
 from datamodules.prepare.shard_writer import PackError, SplitSettings, summary, write_split
 from datamodules.shard_folder import ShardFolder
+from datamodules.stream.pairs import pair_files
 
 _LICENCE = {
     "realsr": "RealSR: for academic research, https://github.com/csjcai/RealSR",
@@ -84,7 +85,7 @@ def prepare(
     for split in splits:
         hr, lr = find(source, split, scale)
         cut = (crop, step) if split == "train" else (None, None)
-        samples = plan(hr, source, lr, *cut, leave_out=leave_out)
+        samples = plan(hr, source, dict(pair_files(hr, lr)), *cut, leave_out=leave_out)
         settings = SplitSettings(f"{name}_x{scale}", split, 256 if cut[0] else 32, _LICENCE[name], leave_out)
         packed = write_split(samples, target, settings, workers=workers, replace="always" if overwrite else "never")
         print(summary(settings, target, len(hr), samples, packed))

@@ -5,14 +5,16 @@
 
 It compares shards with what was packed and with the processes that will read them, image sizes with the crop, and HR
 with LR (shifts below a pixel). It looks for unusual modes and transparency, and for copies within and between sets.
-Each finding comes with what to do. It exits with 1 if something is wrong. Copies of whole images cannot be found in
-sub-images: to look for test images, examine the folder that was packed.
+Each finding comes with what to do. It exits with 1 if something is wrong; otherwise it ends with the command that
+trains on the set. Copies of whole images cannot be found in sub-images: to look for test images, examine the folder
+that was packed. Without a set, `lightning doctor` examines the machine.
 """
 
 import argparse
 import hashlib
 import os
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 
+import torch
 from rich.progress import track
 
 from datamodules.images import find_images, stored_mode
@@ -112,7 +115,9 @@ def remarks(source: Source, findings: Sequence[Findings], crop: int, scale: int,
     if isinstance(source, ShardSource):
         yield from _about_shards(source, processes)
 
-    errors = [finding.error for finding in findings if finding.error]
+    # What a damaged shard lacks has been said once, of the shard.
+    damaged = tuple(f"{text.partition(': ')[0]} " for text in source.damage())
+    errors = [finding.error for finding in findings if finding.error and not finding.error.startswith(damaged)]
     for error in errors[:_SHOWN]:
         yield Remark(True, f"{error}: repair or repack it")
     if len(errors) > _SHOWN:
@@ -241,7 +246,49 @@ def report(options: argparse.Namespace) -> bool:
 
     lines = list(compare(found))
     print(*lines, sep="\n", end="\n" if lines else "")
-    return serious or any(line.serious for line in lines)
+    serious = serious or any(line.serious for line in lines)
+    for where in options.sets:
+        command = None if serious else training_command(where, options)
+        if command:
+            print("ready: type this", f"  {command}", sep="\n")
+    return serious
+
+
+def training_command(where: str, options: argparse.Namespace) -> str | None:
+    """The command that trains a first model on a set, in minutes; None for a set that nothing is trained on.
+
+    Args:
+        where: the set, as `open_sets` takes it.
+        options: of the command; what differs from its defaults becomes an option of the training.
+    """
+    sources = open_sets(where)
+    packed = is_remote(where) or (Path(where).expanduser() / "dataset.json").is_file()
+    given = {"scale": (options.scale, 4), "crop": (options.crop, 160), "num_workers": (options.workers, 4)}
+    chosen = {name: str(value) for name, (value, default) in given.items() if value != default}
+    if packed:
+        names = [label.rpartition("/")[2] for label in sources]
+        training = [name for name in names if name.endswith("-train")]
+        if not training:
+            return None
+        chosen["root"] = where.rstrip("/")
+        if len(training) > 1:
+            chosen["train"] = "+".join(training)
+        validation = [name for name in names if name.endswith("-val")]
+        if len(validation) > 1:
+            chosen["val"] = "+".join(validation)
+        sources = {label: source for label, source in sources.items() if label.endswith("-train")}
+    elif ".tar" in where or any(isinstance(source, ShardSource) for source in sources.values()):
+        return None  # tars without a description: their names and braces are the user's to choose
+    else:
+        chosen["train"] = where
+    if all(source.record(0).lr is not None for source in sources.values()):
+        chosen["paired"] = "true"
+
+    configs = ["configs/quickstart.yaml", f"configs/data/{'packed' if packed else 'folder'}.yaml"]
+    configs += ["configs/hardware/gpu1.yaml"] if torch.cuda.is_available() else []
+    words = ["lightning", "fit", *(word for config in configs for word in ("--config", config))]
+    words += [word for name, value in chosen.items() for word in (f"--data.init_args.{name}", value)]
+    return shlex.join(words)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,13 +1,12 @@
 """Plans what is packed of a list of image files: whole images or sub-images, alone or with their LR partners."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from datamodules.images import ImageError, image_size
 from datamodules.prepare.samples import PlannedImage, PlannedSample, tiles
 from datamodules.prepare.shard_writer import PackError
-from datamodules.stream.pairs import pair_files
 from datamodules.stream.sources import unique_keys
 
 _log = logging.getLogger(__name__)
@@ -15,15 +14,15 @@ _SHOWN = 10  # problems named in a message
 
 
 def plan(
-    hr: Sequence[Path], root: Path, lr: Sequence[Path] | None = None, crop: int | None = None, step: int | None = None,
-    leave_out: bool = False,
+    hr: Sequence[Path], root: Path, partners: Mapping[Path, Path] | None = None, crop: int | None = None,
+    step: int | None = None, leave_out: bool = False,
 ) -> list[PlannedSample]:  # fmt: skip
     """What to pack: whole images, or squares of `crop` every `step`, with the same part of the LR partners.
 
     Args:
         hr: files of the HR images.
         root: folder that keys are relative to.
-        lr: files of the LR images, in any order; None packs HR images alone.
+        partners: the LR file of each HR file, see `pair_files`; None packs HR images alone.
         crop: side of the HR sub-images in pixels; None packs whole images.
         step: between HR sub-images in pixels; `crop` by default.
         leave_out: name unusable images in a warning and continue without them.
@@ -31,11 +30,9 @@ def plan(
     Raises:
         PackError: without `leave_out`: files that are not images or are smaller than `crop`, or pairs of which HR is
             not a whole multiple of LR; all of them are named.
-        DataError: an HR or LR file has no partner, or has two.
     """
     keys = unique_keys([path.relative_to(root) for path in hr], dot="_")  # a shard separates key and role by a dot
-    partners = dict(pair_files(hr, lr)) if lr is not None else {}
-
+    partners = partners or {}
     samples: list[PlannedSample] = []
     problems: list[str] = []
     for key, path in zip(keys, hr, strict=True):

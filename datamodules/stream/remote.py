@@ -1,7 +1,4 @@
-"""Files behind URLs: downloaded to this machine once, completely, and checked; kept while the cache has room.
-
-HTTP is Python's own, `pipe:COMMAND` webdataset's, and every other scheme (`s3://`, `gs://`, `hf://`, ...) fsspec's.
-"""
+"""Files behind URLs: downloaded to this machine once, completely, and checked; kept while the cache has room."""
 
 import fcntl
 import hashlib
@@ -10,21 +7,17 @@ import os
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from functools import cache, partial
-from http.client import HTTPResponse
+from contextlib import contextmanager
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 from filelock import FileLock
-from fsspec.core import split_protocol, url_to_fs
-from fsspec.registry import known_implementations
-from rich.progress import track
-from webdataset.gopen import gopen
+
+from lightning_modules.download import NoSuchScheme, WrongContent, download
 
 _log = logging.getLogger(__name__)
 CACHE_SIZE = "DIFFSR_CACHE_SIZE"  # GB of remote shards that are kept; 100 by default
@@ -32,19 +25,10 @@ PATIENCE = "DIFFSR_PATIENCE"  # seconds for which a server that does not answer 
 _AT_START = 30.0  # seconds at most, for what is read before training: a mistyped address is to be seen soon
 _LONGEST_PAUSE = 30.0  # seconds between two attempts
 _WRONG = 3  # how often a file may come with another sha256
-_BLOCK = 1 << 20  # bytes
 
 
 class Unreachable(OSError):
     """A server did not answer for as long as it was asked; nothing is known of its files."""
-
-
-class WrongContent(OSError):
-    """What a server sent is not the file that is looked for."""
-
-
-class NoSuchScheme(OSError):
-    """The address is of a kind that cannot be opened here."""
 
 
 def cache_folder() -> Path:
@@ -211,59 +195,3 @@ def _download_in_attempts(url: str, target: Path, timeout: float, patience: floa
             _log.warning("%s: attempt %d failed (%s); the next is in %g s", url, attempt, error, pause)
             time.sleep(pause)
     raise AssertionError("unreachable")
-
-
-def download(url: str, target: Path, timeout: float, digest: str | None = None, *, shown: bool = False) -> Path:
-    """Writes what a URL holds to `target`, which appears when it is complete; with a progress bar if `shown`.
-
-    Raises:
-        OSError: there is no connection, no answer within `timeout` seconds, fewer bytes than announced, or a sha256
-            other than `digest`.
-    """
-    part = target.with_name(target.name + ".part")
-    sha256 = hashlib.sha256()
-    try:
-        stream, announced = _open(url, timeout)
-        with closing(stream), part.open("wb") as file:
-            blocks = iter(partial(stream.read, _BLOCK), b"")
-            for block in track(blocks, target.name, (announced or 0) // _BLOCK or None, disable=not shown):
-                file.write(block)
-                sha256.update(block)
-            if announced is not None and file.tell() != announced:
-                raise OSError(f"{url}: the connection closed after {file.tell()} of {announced} bytes")
-    except OSError:
-        raise
-    except Exception as error:  # of HTTP, or of whatever library reads the scheme
-        raise OSError(f"{url}: {error!r}") from error
-
-    if digest is not None and sha256.hexdigest() != digest:
-        raise WrongContent(f"{url}: its sha256 is {sha256.hexdigest()}, not {digest}")
-    part.replace(target)
-    return target
-
-
-def _open(url: str, timeout: float) -> tuple[IO[bytes], int | None]:
-    """A stream of what a URL holds, and the number of bytes that are announced."""
-    if url.startswith(("http://", "https://")):
-        response: HTTPResponse = urllib.request.urlopen(url, timeout=timeout)
-        announced = response.headers["Content-Length"]
-        return response, None if announced is None else int(announced)
-    if url.startswith("pipe:"):
-        return gopen(url, "rb"), None
-
-    scheme, _ = split_protocol(url)
-    try:
-        filesystem, path = url_to_fs(url)
-    except ImportError as error:
-        package = known_implementations[scheme]["class"].partition(".")[0]
-        raise NoSuchScheme(
-            f"{scheme}:// needs the package {package}, which is not installed: pip install {package}"
-            if package != "fsspec"
-            else f"{scheme}:// cannot be read: {error}"
-        ) from error
-    except ValueError as error:
-        raise NoSuchScheme(
-            f"{error}; fsspec reads s3://, gs://, hf:// and others, and pipe:COMMAND what COMMAND writes to its output"
-        ) from error
-    filesystem.invalidate_cache()  # of what it once listed
-    return filesystem.open(path, "rb"), filesystem.size(path)

@@ -10,12 +10,12 @@ import logging
 import re
 import tarfile
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from webdataset.shardlists import expand_urls
@@ -27,10 +27,11 @@ from datamodules.stream.sources import BadSample, DataError, Record, Source
 
 _NO_SAMPLE = re.compile(r"(^|/)(\.|__MACOSX/|__[^/]*__(\.|/|$)|(readme|licen[cs]e)\b)", re.IGNORECASE)
 _BLOCK = 1 << 20  # bytes
+_KEPT = 1 << 16  # samples whose places in shards a process keeps: about 30 MB, and several windows of the shuffle
 _log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """The image members of one sample in a tar: role ("hr" or "lr") to (offset, size) of the bytes."""
 
@@ -140,10 +141,12 @@ class ShardSource(Source):
             what = f"{missing[0]} ({len(missing)} of {len(self.urls)} are missing)" if missing else "no shard is given"
             raise FileNotFoundError(f"{name}: {what}")
 
-        self._index = lru_cache(maxsize=256)(_index_of)
+        self._index: Callable[[Path, int], TarIndex] = lru_cache(maxsize=256)(_index_of)
         self._counted = counts is not None
         keys = [] if counts else list(self._keys())
         self._counts = list(counts or map(len, keys))
+        if sum(self._counts) > _KEPT:
+            self._index = self._cached_index()
         self._first_shard = repeated_keys(keys)
         self._starts = [0, *accumulate(self._counts)]
         for text in [] if counts else self.damage():
@@ -155,7 +158,12 @@ class ShardSource(Source):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._index = lru_cache(maxsize=256)(_index_of)
+        self._index = self._cached_index()
+
+    def _cached_index(self) -> Callable[[Path, int], TarIndex]:
+        """Reads headers of shards; those of so many shards are kept that they list about `_KEPT` samples."""
+        each = sum(self._counts) // len(self._counts)
+        return lru_cache(maxsize=max(16, _KEPT // max(each, 1)))(_index_of)
 
     @property
     def groups(self) -> list[int]:
@@ -298,8 +306,25 @@ def list_splits(root: str) -> dict[str, list[dict[str, Any]]]:
     try:
         content = read(url, timeout=30.0) if is_remote(url) else Path(url).read_bytes()
         splits = json.loads(content)["splits"]
-        return {f"{split['name']}-{split['split']}": split["shards"] for split in splits}
+        listed = {f"{split['name']}-{split['split']}": split["shards"] for split in splits}
+        for shard in (shard for shards in listed.values() for shard in shards):
+            _check_description(shard)
     except OSError as error:
         raise FileNotFoundError(f"{url}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise FileNotFoundError(f"{url}: is not the description of a packed set ({error!r})") from error
+        raise FileNotFoundError(f"{url}: is not the description of a packed set ({error!r}); pack it again") from error
+    return listed
+
+
+def _check_description(shard: Mapping[str, Any]) -> None:
+    """Refuses what no packer writes of a shard.
+
+    Raises:
+        KeyError: its file or its number of samples is missing.
+        ValueError: its file is not below the set's folder, or its number of samples is no count.
+    """
+    file, samples = shard["file"], shard["samples"]
+    if not isinstance(file, str) or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+        raise ValueError(f"{file}: a shard must be below the set's folder")
+    if type(samples) is not int or samples < 0:
+        raise ValueError(f"{file}: its number of samples is {samples!r}")

@@ -44,6 +44,11 @@ class EDMHeun(Heun):
         """See `Sampler.name`; followed by the churn, such as "edmheun-18-churn40"."""
         return super().name(process) + (f"-churn{self.churn:g}" if self.churn > 0 else "")
 
+    @property
+    def adds_noise(self) -> bool:
+        """See `Sampler.adds_noise`."""
+        return self.eta > 0 or self.churn > 0
+
     def grid(self, process: Process) -> Tensor:
         """See `Sampler.grid`.
 

@@ -83,18 +83,23 @@ class Meter:
             hook.remove()
 
     def peak_memory(self) -> dict[str, Any]:
-        """The most memory that was held, in MiB, and what of."""
-        if self.device.type == "cuda":
-            most = torch.cuda.max_memory_allocated(self.device)
-            return {"peak_memory_mib": most / 2**20, "memory_of": "GPU, tensors"}
-        return {
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-            "memory_of": "process, from its start",
-        }
+        """See the function of this name."""
+        return peak_memory(self.device)
 
     def _wait(self) -> None:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
+
+
+def peak_memory(device: torch.device) -> dict[str, Any]:
+    """The most memory that was held, in MiB, and what of."""
+    if device.type == "cuda":
+        most = torch.cuda.max_memory_allocated(device)
+        return {"peak_memory_mib": most / 2**20, "memory_of": "GPU, tensors"}
+    return {
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "memory_of": "process, from its start",
+    }
 
 
 def parameters(method: nn.Module) -> dict[str, int]:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.degradations.enlarge import enlarge
-from lightning_modules.config import PARSER, layers, read_yaml
+from lightning_modules.config import PARSER
 from lightning_modules.config_errors import ConfigError, Source, parse
+from lightning_modules.config_files import layers, read_yaml
 from lightning_modules.evaluation.conventions import Collected
 from lightning_modules.evaluation.folders import Pair, check_sizes, pairs_of, read_pair
 from lightning_modules.evaluation.protocol import Protocol, read_protocol

@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 from lightning_modules.float64 import in_float64
 from lightning_modules.metrics.pixels import crop_border, luma
 from lightning_modules.metrics.score import NoReferenceScore
-from lightning_modules.metrics.weights import WeightFile, WeightsError, obtain
+from lightning_modules.weight_files import WeightFile, WeightsError, obtain
 
 FILE = WeightFile(
     name="niqe_pris_params.npz",

@@ -27,7 +27,10 @@ from lightning_modules.checkpoint_io import WholeCheckpointIO
 from lightning_modules.cluster import join_restarted, leave, processes, under_slurm
 from lightning_modules.config import PARSER, CommandLine, read_command_line, take_option
 from lightning_modules.config_errors import ConfigError, Source, cause, parse, with_option
+from lightning_modules.evaluation.results import NAME, read_results
+from lightning_modules.evaluation.summary import table
 from lightning_modules.running.look_ahead import lacking
+from lightning_modules.running.next_steps import next_steps
 from lightning_modules.running.run_log import RunLog
 from lightning_modules.running.verify_resume import verify
 from lightning_modules.super_resolver import SuperResolver
@@ -39,11 +42,13 @@ DESCRIPTIONS = {
     "fit": "Trains a method: --config EXPERIMENT.yaml, further --config files laid over it, single options. With "
     "--ckpt_path a run goes on; `last` is the newest last.ckpt of the experiment, `best` its best by the monitored "
     "metric. --verify_resume N trains N steps twice, once with a kill amid them, and compares.",
-    "validate": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on its validation data.",
-    "test": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on test data, such as --config "
-    "configs/data/set5.yaml.",
-    "predict": "Enlarges images: --ckpt_path CHECKPOINT --input IMAGE_OR_FOLDER [--input MORE] --output FOLDER "
-    "[--skip_existing | --overwrite]. "
+    "validate": "Scores a checkpoint (--ckpt_path: a file, a name of `lightning weights`, `last` or `best`) on its "
+    "validation data.",
+    "test": "Scores a checkpoint (--ckpt_path: a file, a name of `lightning weights`, `last` or `best`) on test data: "
+    "--on set5 set14 b100 names configs of configs/data, config files or folders, each tested in turn, with one table "
+    "for all; or --config configs/data/set5.yaml once. The images are kept; --save_images false leaves them out.",
+    "predict": "Enlarges images: --input IMAGE_OR_FOLDER [--input MORE] --output FOLDER "
+    "[--ckpt_path CHECKPOINT_OR_NAME] [--skip_existing | --overwrite]. "
     "--input and --output are short for the options of datamodules.folder.Folder and "
     "callbacks.prediction_writer.PredictionWriter.",
 }
@@ -140,11 +145,14 @@ class CLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `compose`, `experiment` and `checkpoint_every`."""
+        """Adds `compose`, `experiment`, `checkpoint_every` and `save_images`."""
         # Without help an argument is not written to configs, which therefore stand alone: `compose` has been followed.
         parser.add_argument("--compose", type=list[str], default=[], help=argparse.SUPPRESS)
         parser.add_argument("--experiment", type=str, default="experiment", help="Name of the folder below runs/.")
         parser.add_argument("--checkpoint_every", type=int | None, default=None, help="Steps between checkpoints.")
+        parser.add_argument(
+            "--save_images", type=bool | None, default=None, help="Whether a test writes its images as files (it does)."
+        )
 
     def parse_arguments(self, parser: ArgumentParser, args: ArgsType) -> None:
         """Parses the layers.
@@ -155,6 +163,9 @@ class CLI(LightningCLI):
         assert isinstance(args, list)
         known = list(self._subcommand_parsers[self.line.command].get_defaults().keys())
         self.config = parse(parser, args, Source(self.line.files, self.line.options, known))
+        seed = self.config[self.line.command].seed_everything
+        if seed is not True and not 0 <= seed < 2**32:
+            raise ConfigError(f"--seed_everything: must be 0 to {2**32 - 1}, got {seed}")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the checkpoint's arguments were the first layer, so that all others beat them."""
@@ -180,6 +191,9 @@ class CLI(LightningCLI):
             )
         if config.get("checkpoint_every") is not None:
             set_checkpoint_every(config.trainer.callbacks, config.checkpoint_every)
+
+        if config.get("save_images") is not None:
+            set_save_images(config.trainer.callbacks, config.save_images)
 
         splits = {"fit": ["train", "val"], "validate": ["val"]}.get(self.line.command, [self.line.command])
         if config.trainer.limit_val_batches == 0:
@@ -248,6 +262,18 @@ class CLI(LightningCLI):
 
     before_validate = before_predict = before_test
 
+    def after_fit(self) -> None:
+        """Says where everything is, and what to type next."""
+        if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
+            print(*next_steps(self.trainer), sep="\n", flush=True)
+
+    def after_test(self) -> None:
+        """Shows the scores beside bicubic's, and where the results are."""
+        path = Path(self.trainer.log_dir or ".") / NAME  # a collective call
+        if self.trainer.is_global_zero and path.is_file() and not cast(Any, self.trainer).fast_dev_run:
+            name = str(getattr(self.datamodule, "set", type(self.datamodule).__name__)).lower()
+            print(f"\n{table({name: read_results(path)})}\n\n{path}", flush=True)
+
     def after_predict(self) -> None:
         """Names the images that were not enlarged; the others are written.
 
@@ -277,6 +303,19 @@ def set_checkpoint_every(callbacks: list[Namespace] | None, steps: int) -> None:
             "not clear which is meant; give every_n_train_steps in a config"
         )
     found[0][key] = steps
+
+
+def set_save_images(callbacks: list[Namespace] | None, keep: bool) -> None:
+    """Sets whether the images of a test are kept.
+
+    Raises:
+        ConfigError: nothing keeps images.
+    """
+    found = [each for each in callbacks or [] if each.class_path.endswith("KeptImages")]
+    if not found:
+        raise ConfigError("--save_images: none of trainer.callbacks is callbacks.kept_images.KeptImages")
+    for callback in found:
+        callback["init_args.keep"] = keep
 
 
 def started_processes(config: Any) -> dict[str, Any]:
@@ -340,7 +379,9 @@ def quieten() -> None:
     """Drops messages of libraries that no user of this command can act upon."""
     for message in (
         "The `srun` command is available on your system but is not used",
+        "Total length of `list` across ranks is zero",  # `SRDataModule.val_dataloader` says it
         "Checkpoint directory",  # of a run that goes on in its folder
+        "The dirpath has changed from",  # a test has a folder of its own
         "`isinstance(treespec",
         "Precision bf16-mixed is not supported by the model summary",
         "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",

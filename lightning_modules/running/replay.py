@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError, read_checkpoint
 from lightning_modules.config import configured_model
+from lightning_modules.diffusion.randomness import StepDraws
 
 
 def replay(path: Path, device: str = "cpu") -> list[str]:
@@ -40,7 +41,8 @@ def replay(path: Path, device: str = "cpu") -> list[str]:
     model.train().to(device)
     tensors = {name: value.to(device) for name, value in read_checkpoint(path.with_suffix(".safetensors")).items()}
     batch: Any = {**tensors, "key": record["key"]}
-    torch.manual_seed(record["seed"])
+    model.step_draws = StepDraws(record["seed"], record["rank"], record["world_size"])
+    model.step_draws.seed_generators()
     half = torch.float16 if record["precision"].startswith("16") else torch.bfloat16
 
     precision = torch.autocast(device, half, enabled="mixed" in record["precision"])

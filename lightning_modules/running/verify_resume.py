@@ -1,14 +1,13 @@
 """`lightning fit ... --verify_resume N`: N steps in one go against N steps with a kill amid them."""
 
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_modules.config_errors import ConfigError
+from lightning_modules.running.own_process import command_line
 from lightning_modules.running.same_run import PARTS, differences
 
 KILL = "callbacks.interruptions.KillAfter"
@@ -57,9 +56,6 @@ def _run(arguments: Sequence[str], runs: Path, more: Sequence[str], ends: int = 
     """One `lightning fit` whose folders are below `runs`."""
     logger = ["--trainer.logger", "lightning_modules.running.run_log.RunLog"]
     logger += [f"--trainer.logger.init_args.save_dir={runs}", "--trainer.logger.init_args.name=run"]
-    started = sys.modules["__main__"].__spec__
-    program = [os.path.abspath(sys.argv[0])] if started is None else ["-m", started.name]
-    command = [sys.executable, *program, "fit", *arguments, *logger, *more]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command_line(["fit", *arguments, *logger, *more]), capture_output=True, text=True)
     if done.returncode != ends:
         raise ConfigError(f"the run ended with exit code {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")

@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.sample_grid import GAP, HEADER, MARGIN, SampleGrid, centre, column, draw
+from callbacks.sample_grid import FOOTER, GAP, HEADER, MARGIN, SampleGrid, centre, column, draw, psnr_line
+from datamodules.batch import Batch, to_pixels
+from lightning_modules.metrics.scorer import Scorer, classic
 from tests.callbacks.small import SCALE, SIZE, SmallData, SmallResolver, batch_of, trainer_of
 
 
@@ -41,6 +43,26 @@ def test_the_same_images_are_drawn_at_every_validation(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tile_at(first, 3, place), hr)
         np.testing.assert_array_equal(tile_at(second, 3, place), hr)
     assert (tile_at(first, 2, 0) != tile_at(second, 2, 0)).any()  # the model has learnt in between
+
+
+def test_the_step_and_the_psnr_stand_in_the_picture(tmp_path: Path) -> None:
+    batch = batch_of("a")
+    line = psnr_line(batch["up"], batch, 0, "bicubic")
+    expected = Scorer(classic()).measure(
+        {"": (to_pixels(batch["up"], ["a"]).double()) / 255},
+        hr=to_pixels(batch["hr"], ["a"]).double() / 255,
+        lr=(batch["lr"].double() + 1) / 2,
+        keys=["a"],
+        border=SCALE,
+    )
+    assert line == "{0:.2f} dB\nbicubic {0:.2f}".format(expected[0].scores["psnr_y"])
+    assert psnr_line(batch["up"], Batch(lr=batch["lr"], up=batch["up"], key=["a"]), 0, "bicubic") == ""
+
+    tiles = {"a": column({"sr": batch["up"]}, batch, 0, SIZE, "bicubic")}
+    plain, labelled = draw(tiles), draw(tiles, {"a": line}, "step 3")
+    assert labelled.height == plain.height + FOOTER
+    assert len(np.unique(np.asarray(labelled)[plain.height :])) > 1  # something is written below
+    assert (np.asarray(labelled)[:HEADER, :MARGIN] != np.asarray(plain)[:HEADER, :MARGIN]).any()
 
 
 def test_chosen_images_come_in_the_order_they_were_named(tmp_path: Path) -> None:

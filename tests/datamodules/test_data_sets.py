@@ -36,7 +36,7 @@ from datamodules.realsr import DRealSR, RealSR
 from datamodules.shard_folder import ShardFolder
 from datamodules.stream.shards import open_split
 from lightning_modules.cli import degradation as build_degradation
-from lightning_modules.config import CONFIGS, layers, read_yaml
+from lightning_modules.config_files import CONFIGS, layers, read_yaml
 from tests.datamodules.configs import configured
 from tests.datamodules.trees import picture, save
 from tests.tiny.experiments import EXPERIMENTS
@@ -248,8 +248,8 @@ def test_what_an_experiment_says_is_packed_is_large_enough_for_its_crop(config: 
 
 
 def test_folder_config_takes_the_users_folder(prepared: Path) -> None:
-    data = configured([CONFIGS / "data" / "folder.yaml"], f"--data.init_args.train={prepared / 'mine' / 'train'}")
-    assert len(data.source("train")) == 1
+    data = configured([CONFIGS / "data" / "folder.yaml"], f"--data.init_args.train={prepared / 'mine'}")
+    assert len(data.source("train")) == len(data.source("val")) == 1
 
 
 def overlaid(*presets: Path) -> tuple[type, dict[str, Any]]:

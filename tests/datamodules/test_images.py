@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.images import ImageError, colour_profile, decode, find_images, image_size, storable_suffix
+from datamodules.images import ImageError, decode, find_images, image_size, storable_suffix
+from datamodules.photograph import read_photograph
 from datamodules.photos import bundled
 from tests.datamodules.trees import DISPLAY_P3, picture, png, save
 
@@ -230,8 +231,8 @@ def test_a_camera_that_says_adobe_rgb_without_a_profile_is_named(caplog: pytest.
 
 def test_the_profile_of_a_file_can_be_asked_for(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode(picture(0), "PNG", icc_profile=DISPLAY_P3))
-    assert colour_profile(tmp_path / "a.png") == DISPLAY_P3
-    assert colour_profile(save(tmp_path / "b.png", 0)) is None
+    assert read_photograph(tmp_path / "a.png", "a").profile == DISPLAY_P3
+    assert read_photograph(save(tmp_path / "b.png", 0), "b").profile is None
 
 
 # Damage.

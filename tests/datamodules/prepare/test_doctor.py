@@ -27,7 +27,7 @@ def said(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[bool, str]:
 
 def test_a_sound_set_gets_no_remark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     serious, text = said(capsys, str(photographs(tmp_path)), "--crop", "64")
-    assert not serious and text.strip().endswith(f"{tmp_path}: 4 samples, 0 remarks")
+    assert not serious and text.strip().startswith(f"{tmp_path}: 4 samples, 0 remarks\nready: ")
 
 
 def test_the_command_exits_with_1_if_something_is_wrong(tmp_path: Path) -> None:

@@ -277,7 +277,8 @@ def test_pairs_are_cut_at_the_same_place(tmp_path: Path) -> None:
     hr = picture(0, 42, 50)
     hr.save(save(tmp_path / "hr" / "0001.png", 0))
     hr.crop((0, 0, 48, 40)).resize((12, 10), Image.Resampling.BOX).save(save(tmp_path / "lr" / "0001x4.png", 0))
-    pieces = plan([tmp_path / "hr/0001.png"], tmp_path / "hr", [tmp_path / "lr/0001x4.png"], crop=16, step=8)
+    partners = {tmp_path / "hr/0001.png": tmp_path / "lr/0001x4.png"}
+    pieces = plan([tmp_path / "hr/0001.png"], tmp_path / "hr", partners, crop=16, step=8)
     assert len(pieces) == 20
     for piece in pieces:
         assert piece.hr.box and piece.lr and piece.lr.box == tuple(side // 4 for side in piece.hr.box)
