@@ -555,6 +555,14 @@ def check_size(name: str, size: tuple[int, int], form: str) -> None:
         )
 
 
+def bytes_to_write(form: str, depth: int) -> int:
+    """Bytes of memory for each pixel while a photograph of 8 or 16 bits is written, with its own."""
+    deep = depth == 16 and FORMATS[form].deep
+    if form == "tiff":
+        return depth // 8 * 3
+    return 18 if deep else depth // 8 * 3 + 4  # Pillow's pixels have 4 bytes
+
+
 def check_options(form: str, quality: int, *, skip_existing: bool, overwrite: bool) -> None:
     """Checks how results are to be written.
 
@@ -647,6 +655,8 @@ def _from_srgb(profile: bytes, grey: bool) -> tuple[str, ImageCms.ImageCmsTransf
 
 def _deep_pixels(photograph: Photograph, profile: bytes | None) -> NDArray[np.uint16]:
     """The 16-bit pixels that are saved, `[H,W]` or `[H,W,C]`, in the colours of the profile."""
+    if profile is None and photograph.alpha is None and not photograph.grey:
+        return rescaled(photograph.colours, np.uint16).astype(np.uint16, copy=False)
     bands = (_deep_rows(photograph, profile, rows) for rows in _bands(photograph.size[1]))
     first = next(bands)
     made = np.empty((photograph.size[1], *first.shape[1:]), np.uint16)

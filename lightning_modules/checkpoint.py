@@ -260,7 +260,7 @@ def write_export(state: Mapping[str, Tensor], config: Mapping[str, Any], folder:
         CheckpointError: a weight is too large for half precision.
         OSError: a file cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     stored = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     if half:
@@ -270,7 +270,7 @@ def write_export(state: Mapping[str, Tensor], config: Mapping[str, Any], folder:
             raise CheckpointError(f"{lost[0]}: is too large for half precision; export without --half")
 
     with whole_file(folder / MODEL) as part:
-        save_file(stored, part, metadata={"format": "pt"})
+        part.write_bytes(to_bytes(stored, metadata={"format": "pt"}))  # `save_file` hides files from other users
     with whole_file(folder / DESCRIPTION) as part:
         part.write_text(yaml.safe_dump({key: config[key] for key in ("model", "data") if config.get(key)}))
 

@@ -91,6 +91,7 @@ COMMANDS = {
     "export": Command("make a trained method a folder for others", _main("lightning_modules.exporting.export")),
     "verify": Command("see whether an export computes what it did", _main("lightning_modules.exporting.verify")),
     "push": Command("publish an export on a hub", _main("lightning_modules.exporting.push")),
+    "schema": Command("write the schema by which editors complete configs", _main("lightning_modules.running.schema")),
     "replay": Command("repeat a training step whose loss was NaN", _main("lightning_modules.running.replay")),
 }
 

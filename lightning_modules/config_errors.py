@@ -102,8 +102,29 @@ def _unknown(key: str, known: Sequence[str], source: Source) -> str:
     if room and not beside:
         return _unknown(room, known, source)
     near = get_close_matches(name, beside, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(beside))}"
+    hints = [f"did you mean {near[0]}?"] if near else []
+    allowed = [place for place in _everywhere(source) if place.rpartition(".")[2] == name and place != key]
+    if allowed:
+        hints.append(f"it is allowed as {' and '.join(dict.fromkeys(allowed[:3]))}")
+    elif not near and (elsewhere := _nearest_elsewhere(name, source)):
+        hints.append(f"did you mean {elsewhere}?")
+    hint = "; ".join(hints) or f"known are {', '.join(sorted(beside))}"
     return f"{_place(key, source)}: no such key{f' in {room}' if room else ''}; {hint}"
+
+
+def _everywhere(source: Source) -> Iterator[str]:
+    """All keys: those of the command, and the arguments of the classes that the files name."""
+    yield from source.known
+    for file in source.files:
+        for key, class_path in parts(yaml.safe_load(file.read_text())):
+            yield from (f"{key.replace('+', '')}.init_args.{name}" for name in arguments_of(class_path))
+
+
+def _nearest_elsewhere(name: str, source: Source) -> str | None:
+    """A key of another place whose name is nearly this one."""
+    places = {place.rpartition(".")[2]: place for place in _everywhere(source)}
+    near = get_close_matches(name, places, n=1, cutoff=0.8)
+    return places[near[0]] if near else None
 
 
 def _place(key: str, source: Source) -> str:

@@ -15,6 +15,7 @@ from datamodules.photograph import (
     FORMATS,
     QUALITY,
     Photograph,
+    bytes_to_write,
     check_options,
     check_size,
     exists_message,
@@ -230,8 +231,7 @@ class Run:
 
     def _plan(self, jobs: Sequence[Job]) -> Plan:
         """What is to be done, by the headers of the files; those that cannot be read are left for later."""
-        before = after = work = 0
-        largest = (0, 3)
+        before = after = work = memory = 0
         for job in jobs:
             try:
                 width, height = image_size(job.source)
@@ -245,9 +245,8 @@ class Run:
                 for number in range(count)
             )
             drawn = max(width * height * self.enlarger.scale ** (2 * count), target[0] * target[1])
-            deep = FORMATS[self.form].deep and stored_depth(job.source) == 16
-            largest = max(largest, (drawn, 6 if deep else 3), key=lambda each: each[0] * each[1])
-        return Plan(len(jobs), before, after, work, largest)
+            memory = max(memory, drawn * bytes_to_write(self.form, stored_depth(job.source)))
+        return Plan(len(jobs), before, after, work, memory)
 
     def _groups(self, jobs: Sequence[Job]) -> Iterator[list[tuple[Job, Photograph]]]:
         """Photographs that are enlarged together: those of one size and depth, as many as fit."""

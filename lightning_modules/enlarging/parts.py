@@ -78,7 +78,8 @@ class PartByPart:
 
     An image larger than a part is cut into parts that overlap by an eighth. Each is sampled by itself, with the noise
     that the whole image has at its place, and fades into its neighbours; so besides the image and the result only rows
-    of parts are in memory. Smaller images are enlarged at once, those of one size together.
+    of parts are in memory. What a method computes of a whole image, such as an attention map, is that of the part.
+    Smaller images are enlarged at once, those of one size together.
 
     What does not fit the memory is cut into parts half as large, down to `SMALLEST` pixels, and so are later images.
 

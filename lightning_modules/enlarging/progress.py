@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from lightning_modules.enlarging.enlarger import Enlarger
 
 LINES = 30.0  # seconds between lines where the output is no terminal
-SAVED = 4  # bytes of a pixel while a file is written, besides the pixel itself
 
 
 class Plan(NamedTuple):
@@ -26,14 +25,14 @@ class Plan(NamedTuple):
         before: Pixels of all photographs.
         after: Pixels of all results.
         work: Pixels that the model computes, those where parts overlap several times.
-        largest: Pixels of the largest image that the model makes, with its bytes a pixel.
+        memory: Bytes of the image that takes most, besides the model.
     """
 
     images: int
     before: int
     after: int
     work: int
-    largest: tuple[int, int]
+    memory: int
 
 
 class Timing(NamedTuple):
@@ -41,7 +40,7 @@ class Timing(NamedTuple):
 
     Attributes:
         seconds: For each pixel that is computed.
-        memory: Bytes at most, with the model.
+        memory: Bytes at most, of the model and the tile.
     """
 
     seconds: float
@@ -66,12 +65,10 @@ def timed_tile(enlarger: Enlarger) -> Timing:
 
 def estimate(plan: Plan, timing: Timing) -> str:
     """One line: megapixels, time, memory."""
-    pixels, each = plan.largest
-    memory = timing.memory + pixels * (each + SAVED)
     counted = "1 photograph" if plan.images == 1 else f"{plan.images} photographs"
     return (
         f"{counted}, {plan.before / 1e6:.3g} megapixels to {plan.after / 1e6:.3g}: about "
-        f"{duration(timing.seconds * plan.work)}, {memory / 2**30:.1f} GB of memory at most"
+        f"{duration(timing.seconds * plan.work)}, {(timing.memory + plan.memory) / 2**30:.1f} GB of memory at most"
     )
 
 

@@ -107,14 +107,16 @@ def _measured(results: Results) -> str:
 def _training(facts: Facts) -> str:
     arguments = dict(facts.data.get("init_args") or {})
     shown = {
-        key: arguments[key] for key in ("scale", "up_kernel", "degradation", "paired", "crop") if arguments.get(key)
+        key: arguments[key] for key in ("train", "root", "scale", "up_kernel", "crop", "paired") if arguments.get(key)
     }
+    if arguments.get("degradation"):
+        shown["degradation"] = arguments["degradation"]["class_path"]
     kind = facts.data.get("class_path") or "data that the checkpoint does not name"
     steps = "" if facts.steps is None else f" for {facts.steps:,} steps"
     named = arguments.get("degradation") or arguments.get("paired")
     degraded = "" if named else " Low-resolution images: MATLAB bicubic."
     listed = f"\n\n```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```" if shown else ""
-    return f"On `{kind}`{steps}.{degraded} Exported from {facts.source}.{listed}"
+    return f"On `{kind}`{steps}.{degraded} All settings: `{DESCRIPTION}`. Exported from {facts.source}.{listed}"
 
 
 def write_card(folder: Path, facts: Facts) -> None:

@@ -172,8 +172,16 @@ def export(
 
 
 def _data(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of the data without absolute paths, which mean nothing on another machine."""
     kind = (content.get("datamodule_hyper_parameters") or {}).get("_class_path")
-    return {"class_path": kind, "init_args": data_config(content)} if kind else {}
+    arguments = {name: value for name, value in data_config(content).items() if not _is_path(value)}
+    return {"class_path": kind, "init_args": arguments} if kind else {}
+
+
+def _is_path(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_path, value))
+    return isinstance(value, str) and Path(value).expanduser().is_absolute()
 
 
 def _chosen(content: Mapping[str, Any], weights: Weights | None, path: Path) -> tuple[dict[str, Tensor], str]:

@@ -29,6 +29,7 @@ from lightning_modules.config import PARSER, CommandLine, read_command_line, tak
 from lightning_modules.config_errors import ConfigError, Source, cause, parse, with_option
 from lightning_modules.evaluation.results import NAME, read_results
 from lightning_modules.evaluation.summary import table
+from lightning_modules.running.advice import unlikely_to_reach_bicubic
 from lightning_modules.running.look_ahead import lacking
 from lightning_modules.running.next_steps import next_steps
 from lightning_modules.running.run_log import RunLog
@@ -202,6 +203,9 @@ class CLI(LightningCLI):
         problems = lacking(config.as_dict(), splits=splits, fresh=fresh)
         if problems:
             raise ConfigError("this machine lacks what the experiment needs:\n  " + "\n  ".join(problems))
+        warning = unlikely_to_reach_bicubic(config.as_dict()) if fresh and not config.trainer.fast_dev_run else None
+        if warning is not None:
+            rank_zero_warn(warning)
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer.

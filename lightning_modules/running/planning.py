@@ -108,9 +108,12 @@ class Trial(CLI):
         self.save_config_callback = None
         trainer.callbacks = [each for each in trainer.callbacks or [] if each.class_path.rpartition(".")[2] in KEPT]
         validated = VALIDATED if self.validate and trainer.limit_val_batches != 0 else 0
+        steps = max(self.steps // (trainer.accumulate_grad_batches or 1), 1)
+        if self.asked.max_steps > 0:  # beyond, some schedules end
+            steps = min(steps, self.asked.max_steps)
         changed = {
-            "max_steps": max(self.steps // (trainer.accumulate_grad_batches or 1), 1),
-            "val_check_interval": max(self.steps // (trainer.accumulate_grad_batches or 1), 1),
+            "max_steps": steps,
+            "val_check_interval": steps,
             "check_val_every_n_epoch": None,
             "limit_val_batches": validated,
             "logger": False,
@@ -141,7 +144,7 @@ def report(trial: Trial) -> Iterator[str]:
     yield f"memory        {measured.memory['peak_memory_mib'] / 1024:.2f} GiB at most ({measured.memory['memory_of']})"
 
     together = asked.accumulate_grad_batches or 1
-    wait, work = (statistics.median(times[WARM_UP:]) * together for times in (measured.waits, measured.steps))
+    wait, work = (statistics.median(times[WARM_UP:] or times) * together for times in (measured.waits, measured.steps))
     step = wait + work
     rate = measured.images * together / step
     yield f"step          {step:.3g} s, {rate:.3g} images/s; {wait / step:.0%} is waiting for data"

@@ -33,7 +33,7 @@ def program(name: str, *typed: str) -> str:
 def test_two_processes_train_as_one_and_test_alike() -> None:
     """SkipDiff, whose update sees the batch in parts; `make test-processes` does it for every method, for longer."""
     row = re.search(
-        r"\| skipdiff_sr3_x4 \| 2 \| (\S+) \| (\S+) \| 2 images, equal",
+        r"\| skipdiff_sr3_x4 \| 2 \| (\S+) \|  \| (\S+) \| 2 images, equal",
         program("processes", "8", "2", "skipdiff_sr3_x4"),
     )
     assert row and float(row[1]) <= 1e-5 and float(row[2]) > 10 * float(row[1])

@@ -196,7 +196,7 @@ def test_before_it_starts_it_says_what_it_will_take(here: Path, caplog: pytest.L
 
 
 def test_an_estimate_adds_up() -> None:
-    plan = Plan(images=2, before=3_000_000, after=48_000_000, work=60_000_000, largest=(2**28, 4))
+    plan = Plan(images=2, before=3_000_000, after=48_000_000, work=60_000_000, memory=2**31)
     assert estimate(plan, Timing(seconds=1e-5, memory=2**30)) == (
         "2 photographs, 3 megapixels to 48: about 10 min 0 s, 3.0 GB of memory at most"
     )

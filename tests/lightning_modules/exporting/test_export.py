@@ -64,6 +64,7 @@ def test_it_holds_weights_config_card_and_pairs(rrdb: Path, trained: dict[str, P
     pairs = [f"pairs/{name}_{kind}.png" for name in ("astronaut", "chelsea", "coffee") for kind in ("lr", "sr")]
     files = sorted(path.relative_to(rrdb).as_posix() for path in rrdb.rglob("*") if path.is_file())
     assert files == sorted(["README.md", "config.yaml", "model.safetensors", "pairs/pairs.json", *pairs])
+    assert len({(rrdb / name).stat().st_mode for name in files}) == 1, "some can be read by fewer users than others"
     config = yaml.safe_load((rrdb / "config.yaml").read_text())
     assert config["model"]["class_path"] == "lightning_modules.rrdb.RRDBRegressor"
     assert config["data"]["init_args"]["scale"] == 4
@@ -148,6 +149,16 @@ def test_the_pairs_are_degraded_as_the_training_images(trained: dict[str, Path],
     found = np.asarray(Image.open(tmp_path / "out" / "pairs" / "coffee_lr.png")).astype(float)
     assert np.abs(found - expected).max() <= 0.5
     assert "Area" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_paths_of_this_machine_are_not_exported(trained: dict[str, Path], tmp_path: Path) -> None:
+    content = torch.load(trained["ema"], weights_only=True)
+    data = {"_class_path": "datamodules.folder.Folder", "train": str(tmp_path), "val": "~/mine", "predict": ["/a", "b"]}
+    content["datamodule_hyper_parameters"] = {**data, "scale": 4, "up_kernel": "matlab"}
+    torch.save(content, tmp_path / "net.ckpt")
+    export(tmp_path / "net.ckpt", tmp_path / "out", images=[bundled("coffee.png")])
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert config["data"]["init_args"] == {"scale": 4, "up_kernel": "matlab"}
 
 
 def test_verify_says_equal_and_the_tolerance(rrdb: Path, capsys: pytest.CaptureFixture[str]) -> None:

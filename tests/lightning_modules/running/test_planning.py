@@ -34,7 +34,7 @@ def test_a_plan_says_what_the_whole_training_needs_and_leaves_nothing(
 
 def test_a_plan_counts_what_is_trained_and_what_is_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    trial = planning.Trial(TINY, 3, validate=False)
+    trial = planning.Trial([*TINY, "--trainer.max_steps", "9"], 3, validate=False)
     counted = parameters(trial.model)
     frozen = sum(value.numel() for value in trial.model.parameters() if not value.requires_grad)
     lines = list(planning.report(trial))
