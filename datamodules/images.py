@@ -324,7 +324,10 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
 def _says_adobe_rgb(image: Image.Image) -> bool:
     if image.format not in ("JPEG", "MPO", "TIFF"):
         return False
-    return bool(image.getexif().get_ifd(ExifTags.IFD.Interop).get(1) == _ADOBE_RGB)
+    try:
+        return bool(image.getexif().get_ifd(ExifTags.IFD.Interop).get(1) == _ADOBE_RGB)
+    except KeyError:  # Pillow before 13, of an image without this part
+        return False
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:

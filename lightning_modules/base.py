@@ -139,7 +139,7 @@ class DiffusionModule(DiffusionSampling):
         shown, mask = noised.x_t, None
         if self.region is not None:
             attention = self._attention(self.region, batch)
-            mask = self.region.mask(attention, self.process.run_share(noised.t))
+            mask = self.region.mask(attention, self.process.run_share(noised.t)).to(shown.device)
             shown = self.region.training_input(self.process, noised, mask)
 
         output = self.denoiser(self.condition(batch, anchor), anchor).output(shown, noised.t)

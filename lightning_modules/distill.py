@@ -22,6 +22,7 @@ from lightning_modules.diffusion.process import Process, expand
 from lightning_modules.diffusion.randomness import KeyedNoise, Randn
 from lightning_modules.diffusion.samplers import DDIM, AfterStep, DPMSolverPlusPlus, Memory, Sampler
 from lightning_modules.diffusion.yoda import Fill
+from lightning_modules.float64 import widest
 from lightning_modules.super_resolver import SuperResolver, check_batch
 
 TEACHER = "a trained diffusion method", "--model.init_args.teacher"
@@ -395,8 +396,8 @@ class Again(KeyedNoise):
     """Noise that is the same in float32 and float64, up to rounding, so that it can be drawn again in the other."""
 
     def __call__(self, like: Tensor) -> Tensor:
-        """See `KeyedNoise.__call__`; drawn in float64, then rounded."""
-        return super().__call__(like.double()).to(like)
+        """See `KeyedNoise.__call__`; drawn in float64 where there is, then rounded."""
+        return super().__call__(like.to(widest(like.device))).to(like)
 
 
 def fresh(count: int, device: torch.device) -> Again:

@@ -20,7 +20,13 @@ from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Space
 from lightning_modules.diffusion.tiling import Tiles
 from lightning_modules.diffusion.yoda import YODA, Fill, NeverDiffused
-from lightning_modules.super_resolver import SuperResolver, UnusableImage, is_out_of_memory, pad_to_stride
+from lightning_modules.super_resolver import (
+    SuperResolver,
+    UnusableImage,
+    is_out_of_memory,
+    pad_to_stride,
+    release_memory,
+)
 
 LARGE = 2048 * 2048  # pixels of an enlarged image, above which prediction recommends tiles
 TILE = 512  # pixels a side that it recommends
@@ -133,7 +139,7 @@ class DiffusionSampling(SuperResolver):
                     if not is_out_of_memory(error):
                         raise
                 # Outside of the handler, whose traceback holds the tensors.
-                torch.cuda.empty_cache()
+                release_memory()
                 shown = "at once" if tiles is None else f"in tiles of {tiles.side * self.space.factor} pixels"
                 rank_zero_warn(f"{batch['key'][0]}: {width}x{height} pixels {shown} do not fit the memory")
         finally:

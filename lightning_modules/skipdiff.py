@@ -108,7 +108,7 @@ class SkipDiff(SuperResolver):
 
         # Stored beside the policy: it is refused on another base, and PolicySampler compares the noise levels.
         self.register_buffer("base_fingerprint", fingerprint(self.base))
-        self.register_buffer("levels", self.base.process.std(self.plan.times(self.base.process)[1]))
+        self.register_buffer("levels", self.base.process.std(self.plan.times(self.base.process)[1]).float())
         self.register_buffer("advantage_scale", torch.zeros(2))  # sum over the first iterations, their number
 
         self.rollouts = Rollouts(self.base, self.plan, reward)

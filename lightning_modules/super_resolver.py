@@ -316,7 +316,15 @@ def check_batch(batch: Batch) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a tensor did not fit the memory, of a GPU or of the machine."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    by_text = "can't allocate memory", "MPS backend out of memory"
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in by_text)
+
+
+def release_memory() -> None:
+    """Gives the memory that PyTorch keeps for later back to the GPU."""
+    torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def trimmed(image: Tensor, batch: Batch) -> Tensor:

@@ -37,7 +37,9 @@ def global_seed() -> int:
 @contextlib.contextmanager
 def seeded(keys: Iterable[str]) -> Iterator[None]:
     """A context in which the global torch generators are seeded by the images' keys; restores their state."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    accelerator = torch.accelerator.current_accelerator()
+    kind = "cuda" if accelerator is None else accelerator.type
+    with torch.random.fork_rng(devices=range(torch.accelerator.device_count()), device_type=kind):
         torch.manual_seed(stable_seed(global_seed(), *keys))
         yield
 

@@ -62,7 +62,7 @@ class Enlarger:
     @classmethod
     def load(cls, weights: str | Path, device: str | torch.device | None = None, **options: Any) -> Self:
         """The method of a checkpoint; on a GPU where there is one, unless `device` says where."""
-        usual = "cuda" if torch.cuda.is_available() else "cpu"
+        usual = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
         return cls(load_method(weights, device or usual), **options)
 
     def enlarge(

@@ -17,7 +17,7 @@ from datamodules.degradations.levels import as_tensor, from_levels
 from datamodules.photograph import Levels
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.sampling import TILE, fitting_overlap
-from lightning_modules.super_resolver import SuperResolver, UnusableImage, is_out_of_memory
+from lightning_modules.super_resolver import SuperResolver, UnusableImage, is_out_of_memory, release_memory
 
 SMALLEST = 64  # pixels a side of the smallest parts that are tried when memory is short
 TOGETHER_ON_CPU, TOGETHER = 512 * 512, 2048 * 2048  # pixels of the enlarged images of one batch
@@ -222,7 +222,7 @@ class PartByPart:
             if not is_out_of_memory(error):
                 raise
         # Outside of the handler, whose traceback holds the tensors.
-        torch.cuda.empty_cache()
+        release_memory()
 
         if len(lr) > 1:
             self.together = pixels // 2

@@ -91,6 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints what a repeated step shows."""
     parser = argparse.ArgumentParser("lightning replay", description="Repeats a training step whose loss was NaN.")
     parser.add_argument("record", type=Path, help="RUN/nan/step-<n>-rank-<r>.json")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(torch.accelerator.current_accelerator(check_available=True) or "cpu"))
     options = parser.parse_args(arguments)
     print("\n".join(replay(options.record, options.device)))
