@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 
-.PHONY: help install quickstart test test-kills test-slurm test-torchrun lint types format clean
+.PHONY: help install quickstart test test-kills test-processes test-slurm test-torchrun lint types format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,6 +25,10 @@ test: install ## every test, offline
 
 test-kills: install ## 40 kills of one run, compared with the run that was left alone (about ten minutes)
 	$(BIN)/python -m tests.cluster.kills
+
+test-processes: install ## every method on one process against two and three, and with weights spread over two (about half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.cluster.processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.cluster.sharded
 
 test-slurm: install ## a Slurm of two nodes on this machine: requeues, a dead node, the time limit (as root; slurm-wlm, munge)
 	$(BIN)/python -m tests.cluster.slurm

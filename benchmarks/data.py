@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.photos import Photos
-from lightning_modules.config import CONFIGS
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.running.experiment import run
 
 

@@ -90,7 +90,7 @@ def main() -> None:
 
     print(f"\n{summary(results)}\n(x{SCALE}, {results['method']['sampler']}, {results['data']['count']} photographs)\n")
     print("pictures (side by side, then enlarged alone):", *results["pictures"], sep="\n  ")
-    print(f"\nyour own:  lightning predict --ckpt_path {checkpoint} --input PHOTO --output FOLDER")
+    print(f"\nyour own:  lightning enlarge PHOTOS -o FOLDER --weights {checkpoint}")
     print(f"all of it: {out}/results.json, after {results['seconds']['total']:.0f} s")
 
 

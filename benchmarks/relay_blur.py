@@ -20,7 +20,8 @@ import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
 from datamodules.batch import Batch
-from lightning_modules.config import CONFIGS, configured_model
+from lightning_modules.config import configured_model
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.diffusion.relay import block_noise
 from lightning_modules.relay import Relay
 

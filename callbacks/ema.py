@@ -12,6 +12,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from lightning_modules.sharding import Sharded, like, whole
+
 
 class EMA(Callback):
     """Validates, tests and predicts with the moving average of the trainable parameters.
@@ -44,13 +46,14 @@ class EMA(Callback):
         """Checks the strategy and the checkpoint callbacks.
 
         Raises:
-            ValueError: the strategy shards parameters, or checkpoints would hold the raw weights instead of averages.
+            ValueError: the strategy is not known to work, or checkpoints would hold raw weights instead of averages.
         """
         if stage != TrainerFn.FITTING:
             return
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | Sharded):
             raise ValueError(
-                f"EMA needs whole parameters on each device, not {type(trainer.strategy).__name__}; use ddp"
+                f"EMA does not know how {type(trainer.strategy).__name__} keeps parameters; use ddp, or "
+                "configs/hardware/fsdp.yaml"
             )
         if any(isinstance(c, ModelCheckpoint) and c.save_weights_only for c in trainer.checkpoint_callbacks):
             raise ValueError(
@@ -72,7 +75,8 @@ class EMA(Callback):
             )
 
         self._shadow = {
-            name: torch.empty_like(value).copy_(self._shadow.get(name, value)) for name, value in trained.items()
+            name: torch.empty_like(value).copy_(like(self._shadow.get(name, value), value))
+            for name, value in trained.items()
         }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,24 +102,26 @@ class EMA(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the averages into the model."""
         if self._shadow:
-            self._swap(pl_module)
+            self._swap(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the raw weights back into the model."""
         if self._shadow:
-            self._swap(pl_module)
+            self._swap(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves the averages in the model; raw weights are kept for checkpoints until the run is torn down."""
-        self._swap(pl_module)
+        self._swap(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Frees the raw weights."""
         self._shadow, self._swapped, self._updates = {}, False, 0
 
     @torch.no_grad()
-    def _swap(self, pl_module: LightningModule) -> None:
-        """Exchanges the values of the parameters and of `_shadow`."""
+    def _swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exchanges the values of the parameters and of `_shadow`; of both each process may hold a part."""
+        if isinstance(trainer.strategy, Sharded):
+            trainer.strategy.spread()  # after a validation, for which all were collected
         for name, parameter in trainable_parameters(pl_module).items():
             held = parameter.clone()
             parameter.copy_(self._shadow[name])
@@ -137,7 +143,8 @@ class EMA(Callback):
 
         weights = checkpoint["state_dict"]
         model = {name: weights[name] for name in self._shadow}
-        averages, raw = (model, self._shadow) if self._swapped else (self._shadow, model)
+        shadow = whole(self._shadow)
+        averages, raw = (model, shadow) if self._swapped else (shadow, model)
         checkpoint["state_dict"] = {**weights, **averages}
         checkpoint["current_model_state"] = dict(raw)
 
@@ -153,7 +160,8 @@ class EMA(Callback):
         self._shadow = {name: checkpoint["state_dict"][name].clone() for name in raw}
         with torch.no_grad():
             for name, value in raw.items():
-                pl_module.get_parameter(name).copy_(value)
+                parameter = pl_module.get_parameter(name)
+                parameter.copy_(like(value, parameter))
 
 
 def trainable_parameters(pl_module: LightningModule) -> dict[str, Tensor]:

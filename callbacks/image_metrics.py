@@ -19,6 +19,7 @@ from lightning_modules.evaluation import cost
 from lightning_modules.evaluation.protocol import departures, read_protocol
 from lightning_modules.evaluation.provenance import described_data, provenance, sha256_of
 from lightning_modules.evaluation.results import NAME, table_means, table_rows, write_results
+from lightning_modules.float64 import widest
 from lightning_modules.metrics.scorer import AnyScore, Measured, Scorer, Scores, classic, means_of
 from lightning_modules.whole_file import whole_file
 
@@ -122,7 +123,7 @@ class ImageMetrics(EvaluationCallback[Kept]):
             if key in self.kept or keys.count(key) > 1:
                 raise ValueError(f"{key}: two images of one validation have this key, and scores are kept by key")
 
-        lr = (batch["lr"].double() + 1) / 2
+        lr = (batch["lr"].to(widest(batch["lr"].device)) + 1) / 2
         sr, scale = to_pixels(outputs["sr"], keys), outputs["sr"].shape[-1] // lr.shape[-1]
         bicubic = to_pixels(assembled(lr, keys, scale=scale, kernel="matlab")["up"], keys)
         hr = to_pixels(batch["hr"], keys) if "hr" in batch else None
@@ -342,4 +343,4 @@ def _pictures(trainer: Trainer) -> dict[str, str] | None:
 
 def _unit(pixels: Tensor) -> Tensor:
     """uint8 to [0, 1]."""
-    return pixels.double() / 255
+    return pixels.to(widest(pixels.device)) / 255

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_modules.sharding import Sharded
 from lightning_modules.whole_file import whole_file
 
 
@@ -35,10 +36,20 @@ class NaNGuard(Callback):
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "nan"
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Checks the loss; if it is not finite, copies the weights before the optimizer changes them."""
+        """Checks the loss; if it is not finite, copies the weights before the optimizer changes them.
+
+        Raises:
+            NonFiniteLossError: it is not finite, and the weights are spread over processes.
+        """
         if self._checkpoint is None and not torch.isfinite(loss).all():
+            if isinstance(trainer.strategy, Sharded):  # to collect them all processes would have to be here
+                raise NonFiniteLossError(
+                    f"the loss became {float(loss.detach())} at step {trainer.global_step}. The weights are spread "
+                    "over processes, so that nothing is kept to repeat the step: go on from the last checkpoint with a "
+                    "lower learning rate, clipped gradients (--trainer.gradient_clip_val 1.0) or in float32"
+                )
             weights = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
-            self._checkpoint = {"loss": float(loss.detach()), "seed": torch.initial_seed(), "state_dict": weights}
+            self._checkpoint = {"loss": float(loss.detach()), "state_dict": weights}
             pl_module.on_save_checkpoint(self._checkpoint)  # leaves frozen weights out
 
     def on_train_batch_end(
@@ -58,10 +69,11 @@ class NaNGuard(Callback):
             "loss": str(self._checkpoint["loss"]),
             "key": batch["key"],
             "t": None if times is None else times.tolist(),
-            "seed": self._checkpoint["seed"],
+            "seed": getattr(getattr(pl_module, "step_draws", None), "seed", None),
             "device": pl_module.device.type,
             "precision": trainer.precision,
             "rank": trainer.global_rank,
+            "world_size": trainer.world_size,
             "epoch": trainer.current_epoch,
             "batch": batch_idx,
             "step": trainer.global_step,

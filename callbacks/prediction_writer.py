@@ -1,28 +1,36 @@
-"""Writes enlarged images to PNG files."""
+"""Writes enlarged images to files."""
 
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.trainer.states import TrainerFn
-from PIL import Image
 from torch import Tensor
 
 from callbacks.evaluation import gather_by_key
 from datamodules.batch import to_pixels
-from datamodules.images import SUFFIXES, ImageError, colour_profile, in_profile
+from datamodules.images import SUFFIXES
+from datamodules.photograph import (
+    FORMATS,
+    QUALITY,
+    Colours,
+    Photograph,
+    check_options,
+    exists_message,
+    write_photograph,
+)
 
 _log = logging.getLogger(__name__)
 WHITE = 32  # standard deviation, in grey levels of 255, that is drawn in white
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes each enlarged image to `<folder>/<key>.png` as soon as it is computed.
+    """Writes each enlarged image to `<folder>/<key>.png` as soon as it is computed, whole, see `write_photograph`.
 
     Sub-folders of the input are kept. With several draws of each image, `<key>.png` is their mean and `<key>_std.png` a
     picture of their standard deviation, see `spread_picture`. Predictions are not returned to the caller, because the
@@ -35,14 +43,18 @@ class PredictionWriter(BasePredictionWriter):
         folder: The folder to write to; `predictions` in the run's folder by default.
         skip_existing: Leave out images whose files exist, before they are computed.
         overwrite: Replace files that exist.
-        colours: `srgb` writes sRGB without a profile; `source` writes the colours of the image's own profile, and
-            embeds it, where it has one for RGB.
+        colours: `source` writes the colours of the image's own profile, and embeds it, where it has one that fits;
+            `srgb` writes sRGB without a profile.
+        format: `png`, `jpg`, `webp` or `tiff`.
+        quality: Of jpg and webp, 1 to 100.
+        whole: Keep what belongs to the photograph: profile, metadata, transparency, 16 bits, grey. False for results
+            that are no photographs.
 
     Attributes:
         failures: The images of all processes that were not written, and why, once the prediction has ended.
 
     Raises:
-        ValueError: existing files are to be skipped and overwritten.
+        ValueError: existing files are to be skipped and overwritten; or format or quality are not known.
     """
 
     def __init__(
@@ -50,17 +62,20 @@ class PredictionWriter(BasePredictionWriter):
         folder: str | None = None,
         skip_existing: bool = False,
         overwrite: bool = False,
-        colours: Literal["srgb", "source"] = "srgb",
+        colours: Colours = "source",
+        format: str = "png",
+        quality: int = QUALITY,
+        whole: bool = True,
     ) -> None:
         super().__init__(write_interval="batch")
-        if skip_existing and overwrite:
-            raise ValueError("skip_existing and overwrite: existing files are either skipped or overwritten")
+        check_options(format, quality, skip_existing=skip_existing, overwrite=overwrite)
         if folder is not None and Path(folder).suffix.lower() in SUFFIXES and not Path(folder).expanduser().is_dir():
             raise ValueError(
                 f"folder: {folder} is the name of an image file; give a folder for results named <input>.png"
             )
 
-        self.folder, self.skip_existing, self.overwrite, self.colours = folder, skip_existing, overwrite, colours
+        self.folder, self.skip_existing, self.overwrite = folder, skip_existing, overwrite
+        self.colours, self.format, self.quality, self.whole = colours, format, quality, whole
         self.failures: dict[str, str] = {}
         self._target = Path(folder or ".").expanduser()
         self._written: dict[str, None] = {}
@@ -104,7 +119,7 @@ class PredictionWriter(BasePredictionWriter):
         else:
             done = [key for key in batch["key"] if existing[key]]
             for key in done:
-                self._fail(key, _exists_message(existing[key][0]))
+                self._fail(key, exists_message(existing[key][0]))
 
         self._skipped |= dict.fromkeys(done)
         if len(done) == len(batch["key"]):
@@ -129,23 +144,25 @@ class PredictionWriter(BasePredictionWriter):
             images = prediction[name] if name == "sr" else spread_picture(prediction[name])
             for index, key in enumerate(batch["key"]):
                 if key not in self._skipped and key not in self.failures:
-                    source = batch["path"][index] if "path" in batch and name == "sr" else None
+                    kept = "photograph" in batch and name == "sr" and self.whole
+                    source = batch["photograph"][index] if kept else None
                     self._write(images[index : index + 1], key, suffix, source)
 
-    def _write(self, image: Tensor, key: str, suffix: str, source: str | None) -> None:
-        """Writes one image `[1,3,H,W]` in [-1, 1], or notes why it cannot be."""
+    def _write(self, image: Tensor, key: str, suffix: str, source: Photograph | None) -> None:
+        """Writes one image `[1,3,H,W]` in [-1, 1] with all of its source, or notes why it cannot be."""
         (path,) = self._paths(key, (suffix,))
         if key + suffix in self._written:
             self._fail(key, f"{path}: is the name of two results of this run; rename one of the images")
             return
 
         try:
-            pixels = Image.fromarray(np.asarray(to_pixels(image, [key])[0].permute(1, 2, 0).contiguous().cpu()))
-            profile = None
-            if self.colours == "source" and source is not None:
-                pixels, profile = in_profile(pixels, colour_profile(Path(source)))
-            write_png(path, pixels, overwrite=self.overwrite, profile=profile)
-        except (FileExistsError, ValueError, ImageError) as error:  # a full disk ends the run
+            depth = 8 if source is None else source.depth
+            pixels = np.asarray(to_pixels(image, [key], depth)[0].permute(1, 2, 0).contiguous().cpu())
+            made = Photograph(key, pixels) if source is None else source.with_colours(pixels)
+            write_photograph(
+                made, path, form=self.format, quality=self.quality, colours=self.colours, overwrite=self.overwrite
+            )
+        except (FileExistsError, ValueError) as error:  # a full disk ends the run
             self._fail(key, str(error))
         else:
             self._written[key + suffix] = None
@@ -177,7 +194,7 @@ class PredictionWriter(BasePredictionWriter):
         """
         if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
             raise ValueError(f"{key}: leads out of the folder of results")
-        return [self._target / f"{key}{suffix}.png" for suffix in suffixes]
+        return [self._target / f"{key}{suffix}{FORMATS[self.format].suffix}" for suffix in suffixes]
 
 
 def spread_picture(std: Tensor) -> Tensor:
@@ -188,38 +205,3 @@ def spread_picture(std: Tensor) -> Tensor:
     """
     grey_levels = std.square().mean(dim=1, keepdim=True).sqrt() * 127.5
     return (grey_levels / WHITE * 2 - 1).clamp(max=1).expand(-1, 3, -1, -1)
-
-
-def write_png(path: Path, image: Image.Image, *, overwrite: bool = False, profile: bytes | None = None) -> None:
-    """Writes an image to a file, which gets its name when it is whole; after an error nothing remains.
-
-    Args:
-        path: The file.
-        image: What it shows.
-        overwrite: Replace a file of that name.
-        profile: The colour profile that is embedded.
-
-    Raises:
-        FileExistsError: the file exists, or a folder on its way is a file.
-        OSError: the file cannot be written.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not overwrite:
-            raise FileExistsError(None, None, str(path))
-        try:
-            image.save(part, format="PNG", icc_profile=profile)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise FileExistsError(_exists_message(Path(error.filename))) from error
-    except OSError as error:
-        raise OSError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or name another folder"
-        ) from error
-
-
-def _exists_message(path: Path) -> str:
-    return f"{path}: exists, and nothing is overwritten; --skip_existing leaves it, --overwrite replaces it"

@@ -24,6 +24,7 @@ class ResumeReport(Callback):
     def __init__(self) -> None:
         self._before: dict[str, str] = {}
         self._now: dict[str, str] = {}
+        self._resumes = False  # not where training begins with the weights of an export
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the level that a resumed run reaches."""
@@ -39,7 +40,7 @@ class ResumeReport(Callback):
             "code": code(),
         }
 
-        if trainer.ckpt_path is None:
+        if not self._resumes:
             return
         changed = [
             f"{name} {self._before.get(name, 'unknown')} -> {value}"
@@ -60,7 +61,7 @@ class ResumeReport(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Forgets an earlier checkpoint."""
         if trainer.state.fn == TrainerFn.FITTING:
-            self._before = {}
+            self._before, self._resumes = {}, bool(checkpoint.get("optimizer_states"))
 
 
 def device_name(device: torch.device) -> str:

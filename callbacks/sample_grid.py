@@ -12,6 +12,7 @@ from torch import Tensor
 
 from callbacks.evaluation import EvaluationCallback
 from datamodules.batch import Batch, to_pixels
+from lightning_modules.float64 import widest
 from lightning_modules.metrics.pixels import crop_border
 from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.whole_file import whole_file
@@ -140,7 +141,7 @@ def psnr_line(sr: Tensor, batch: Batch, index: int, baseline: str) -> str:
         return ""
     keys, scale = batch["key"][index : index + 1], batch["up"].shape[-1] // batch["lr"].shape[-1]
     hr, enlarged, result = (
-        crop_border(to_pixels(images[index : index + 1], keys).double() / 255, scale)
+        crop_border(to_pixels(images[index : index + 1], keys).to(widest(sr.device)) / 255, scale)
         for images in (batch["hr"], batch["up"], sr)
     )
     score = PSNR("y")

@@ -3,10 +3,11 @@
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -55,7 +56,8 @@ class SRDataModule(LightningDataModule, ABC):
             cropped and mirrored with the images (YODA); None leaves the map to the method.
 
     Raises:
-        ValueError: `crop` or `val_crop` is not a multiple of `scale`, or the degradation has another scale.
+        ValueError: a number is too small; `crop` or `val_crop` is not a multiple of `scale`; or the degradation has
+            another scale.
     """
 
     def __init__(
@@ -78,6 +80,10 @@ class SRDataModule(LightningDataModule, ABC):
         attention: str | None = None,
     ) -> None:
         super().__init__()
+        counts = {"scale": scale, "batch_size": batch_size, "val_batch_size": val_batch_size}
+        for name, value, least in (*((*count, 1) for count in counts.items()), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"{name}: must be at least {least}, got {value}")
         self.save_hyperparameters()
         if isinstance(self.hparams.get("degradation"), Degradation):
             del self.hparams["degradation"]  # built in code, not from a config: a checkpoint holds plain values only
@@ -189,6 +195,18 @@ class SRDataModule(LightningDataModule, ABC):
     def rank(self) -> Rank:
         """This process among those of the trainer."""
         return Rank(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Rank()
+
+    def batches(self, split: Literal["train", "val", "test", "predict"], device: str = "cpu") -> Iterator[Batch]:
+        """What a method is given of a split, for a loop without a trainer; training goes on without end.
+
+        for batch in data.batches("val"):
+            sr = method.super_resolve(batch)
+        """
+        self.prepare_data()
+        loader = getattr(self, f"{split}_dataloader")()
+        for raw in loader:
+            moved = self.transfer_batch_to_device(raw, torch.device(device), 0)
+            yield self.on_after_batch_transfer(moved, 0)
 
     def batches_done(self) -> int:
         """Training batches consumed so far, in this run and in the one it resumes.

@@ -6,7 +6,8 @@ from typing import NotRequired, TypedDict
 from torch import Tensor
 
 from datamodules.degradations.enlarge import Enlargement, enlarge
-from datamodules.degradations.levels import to_uint8
+from datamodules.degradations.levels import to_levels
+from datamodules.photograph import Photograph
 
 _TOLERANCE = 1e-3  # of the range of images that a caller makes
 
@@ -26,7 +27,8 @@ class Batch(TypedDict):
     start: NotRequired[Tensor]  # [B,3,H,W], the degraded image that sampling starts from, put here by the method
     attention: NotRequired[Tensor]  # [B,1,H,W] in [0,1], where the data set carries a map
     sr: NotRequired[Tensor]  # [B,3,H,W], the result, where an interrupted test had written it
-    path: NotRequired[list[str]]  # the file of each image, where single files are enlarged
+    photograph: NotRequired[list[Photograph]]  # what each image was read as, where photographs are enlarged
+    place: NotRequired[list[tuple[int, int]]]  # of parts of larger images: first row and column, in pixels of up
     skip: NotRequired[bool]  # put here by the prediction writer: the results exist, nothing is to be computed
 
 
@@ -86,15 +88,16 @@ def signed(image: Tensor) -> Tensor:
     return image * 2 - 1
 
 
-def to_pixels(image: Tensor, keys: Sequence[str]) -> Tensor:
+def to_pixels(image: Tensor, keys: Sequence[str], depth: int = 8) -> Tensor:
     """Rounds images as a PNG file would hold them.
 
     Args:
         image: `[B,C,H,W]` in [-1, 1]; values outside are clamped.
         keys: name of each image, for the error.
+        depth: bits of a channel, 8 or 16.
 
     Returns:
-        uint8, of the same shape.
+        uint8 or uint16, of the same shape.
 
     Raises:
         ValueError: an image holds NaN or infinity, which no pixel can show.
@@ -106,4 +109,4 @@ def to_pixels(image: Tensor, keys: Sequence[str]) -> Tensor:
             f"{named}: the image holds NaN or infinity; if the model was trained, sample in float32 (set precision to "
             "32-true) to rule out an overflow"
         )
-    return to_uint8(image.float(), black=-1.0)
+    return to_levels(image.float(), depth)

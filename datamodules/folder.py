@@ -2,17 +2,19 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from datamodules.base import SRDataModule
 from datamodules.batch import Batch
-from datamodules.degradations.levels import from_uint8
+from datamodules.degradations.levels import as_tensor, from_levels
 from datamodules.held_out import held_out, is_share
-from datamodules.images import ImageError, decode, find_images
+from datamodules.images import ImageError, find_images
+from datamodules.photograph import read_photograph
 from datamodules.stream.sources import FileSource, Source, unique_keys
-from datamodules.stream.streams import stack
 
 _log = logging.getLogger(__name__)
 _PURPOSE = {"train": "train on", "val": "validate on", "test": "test on", "predict": "enlarge"}
@@ -77,21 +79,34 @@ class Folder(SRDataModule):
         Raises:
             FileNotFoundError: no image is given, or what is given does not exist or holds no image.
         """
-        inputs = _given("predict", self.predict)
-        names: dict[Path, Path] = {}  # by file, each of which is enlarged once
-        for path in inputs:
-            for file in find_images(path):
-                names.setdefault(file, _name_below(path, file, alone=len(inputs) == 1))
-        jobs = list(zip(unique_keys(list(names.values())), names, strict=True))
+        jobs = keyed({path: find_images(path) for path in _given("predict", self.predict)})
         return PredictImages(jobs[self.rank.index :: self.rank.world_size], self.failures)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves the pixels of an image to enlarge alone; other batches as Lightning does."""
+        if "predict" not in batch:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return {**batch, "predict": batch["predict"].to(device)}
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Makes a batch without `hr` of an image to enlarge; other batches are those of `SRDataModule`."""
         if "predict" not in batch:
             return super().on_after_batch_transfer(batch, dataloader_idx)
-        made = self.assemble(from_uint8(batch["predict"]), batch["key"])
-        made["path"] = batch["path"]
+        made = self.assemble(from_levels(batch["predict"]), batch["key"])
+        made["photograph"] = batch["photograph"]
         return made
+
+
+def keyed(given: Mapping[Path, Sequence[Path]]) -> list[tuple[str, Path]]:
+    """The files of each file or folder that was given, with a name for each, which are all different.
+
+    A file that is found twice is taken once. Where several are given, the images of a folder are named below its name.
+    """
+    names: dict[Path, Path] = {}
+    for path, files in given.items():
+        for file in files:
+            names.setdefault(file, _name_below(path, file, alone=len(given) == 1))
+    return list(zip(unique_keys(list(names.values())), names, strict=True))
 
 
 def _given(split: str, paths: Sequence[str] | None) -> list[Path]:
@@ -124,12 +139,12 @@ class PredictImages:
         return len(self.jobs)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """One image at a time: `predict`, uint8 `[1,3,h,w]`, its `key` and the `path` of its file."""
+        """One image at a time: `predict`, uint8 or uint16 `[1,3,h,w]`, its `key`, and all of the `photograph`."""
         for key, path in self.jobs:
             try:
-                image = decode(path, str(path))
+                photograph = read_photograph(path, str(path))
             except ImageError as error:
                 _log.error("%s; left out", error)
                 self.failures[str(path)] = str(error)
                 continue
-            yield {"predict": stack([image]), "key": [key], "path": [str(path)]}
+            yield {"predict": as_tensor(photograph.colours), "key": [key], "photograph": [photograph]}

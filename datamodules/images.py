@@ -25,16 +25,26 @@ if importlib.util.find_spec("pillow_heif"):
 else:
     _HEIC_READ = frozenset()
 
+RAW = frozenset(
+    {".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw"}
+)
+_RAW_READ = RAW if importlib.util.find_spec("rawpy") else frozenset()
+_EXTRAS = {**dict.fromkeys(HEIC - _HEIC_READ, "heic"), **dict.fromkeys(RAW - _RAW_READ, "raw")}  # that would read them
+
 # Pillow refuses images of more than twice this; by itself already above 179 megapixels, which panoramas reach.
 Image.MAX_IMAGE_PIXELS = 500_000_000
 
 Pixels = NDArray[np.uint8]  # [H,W,3]
 
 # What is looked for in folders. Whatever else Pillow can read is read where it is named as a file.
-SUFFIXES = _HEIC_READ | {
-    *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif"),
-    *(".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"),
-}
+SUFFIXES = (
+    _HEIC_READ
+    | _RAW_READ
+    | {
+        *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif"),
+        *(".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"),
+    }
+)
 
 _SUFFIX_OF_FORMAT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # formats that every reader of shards decodes
 _ORIENTATION = 0x0112  # EXIF tag: values from 5 on swap width and height
@@ -117,8 +127,8 @@ def _why_not(file: Path) -> str:
         return "broken links" if file.is_symlink() else "that are no regular files"
     if suffix in SUFFIXES:
         return ""
-    if suffix in HEIC:
-        return f"{suffix} (pip install 'diffsr[heic]' reads them)"
+    if suffix in _EXTRAS:
+        return f"{suffix} (pip install 'diffsr[{_EXTRAS[suffix]}]' reads them)"
     return f"{suffix or 'without a suffix'} (no image format that is looked for)"
 
 
@@ -136,23 +146,49 @@ def decode(source: bytes | Path, name: str) -> Pixels:
     Raises:
         ImageError: the image is empty, truncated, not an image, or of a kind that has no clear 8-bit meaning.
     """
-    with _opened(source, name) as image:
-        _warn_of_pages(image, name)
+    with opened(source, name) as image:
+        warn_of_pages(image, name)
         ImageOps.exif_transpose(image, in_place=True)
         return np.asarray(_rgb(image, name))
 
 
 @contextlib.contextmanager
-def _opened(source: bytes | Path, name: str) -> Iterator[Image.Image]:
+def opened(source: bytes | Path, name: str) -> Iterator[Image.Image]:
     """The opened image; whatever goes wrong with it, inside as well, is an `ImageError` that names it."""
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
         if not content:
             raise ValueError("zero bytes")
+        suffix = "" if isinstance(source, bytes) else source.suffix.lower()
+        if suffix in RAW:  # of which Pillow would open the preview, if anything
+            yield Image.fromarray(developed(content, suffix, bits=8))
+            return
         with Image.open(io.BytesIO(content)) as image:
             yield image
+    except UnidentifiedImageError as error:
+        extra = "" if isinstance(source, bytes) else _EXTRAS.get(source.suffix.lower(), "")
+        way = f"; pip install 'diffsr[{extra}]' reads such files" if extra else ""
+        raise ImageError(f"{name}: {_reason(error)}{way}") from error
     except _UNREADABLE as error:
         raise ImageError(f"{name}: {_reason(error)}") from error
+
+
+def developed(content: bytes, suffix: str, bits: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """A camera's raw file with its own white balance: upright, in sRGB, `[H,W,3]`, of 8 or 16 bits.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if suffix not in _RAW_READ:
+        raise ValueError(f"is a camera's raw file; pip install 'diffsr[raw]' reads it, {suffix} included")
+    import rawpy
+
+    try:
+        with rawpy.imread(io.BytesIO(content)) as raw:
+            pixels: NDArray[np.uint16] = raw.postprocess(use_camera_wb=True, output_bps=bits)
+    except rawpy.LibRawError as error:
+        raise ValueError(f"cannot be read as a camera's raw file ({error})") from error
+    return pixels
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -169,36 +205,6 @@ def image_size(path: Path) -> tuple[int, int]:
         raise ImageError(f"{path}: {'zero bytes' if empty else _reason(error)}") from error
 
 
-def colour_profile(path: Path) -> bytes | None:
-    """The colour profile embedded in a file; None if it has none.
-
-    Raises:
-        ImageError: the file is not an image.
-    """
-    with _opened(path, str(path)) as image:
-        profile: bytes | None = image.info.get("icc_profile")
-        return profile or None
-
-
-def in_profile(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
-    """An sRGB image in the colours of a profile, and that profile; as it is, without one, where no profile fits RGB."""
-    if not profile:
-        return image, None
-    try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(
-            image,
-            ImageCms.createProfile("sRGB"),
-            opened,
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            "RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # of grey, CMYK, or damaged
-        return image, None
-    return (image, None) if converted is None else (converted, profile)
-
-
 def storable_suffix(path: Path) -> str | None:
     """The suffix under which the bytes of a file can go into a shard unchanged; None if they must be encoded anew.
 
@@ -207,30 +213,36 @@ def storable_suffix(path: Path) -> str | None:
     Raises:
         ImageError: the file is not an image.
     """
-    with _opened(path, str(path)) as image:
+    with opened(path, str(path)) as image:
         suffix = _SUFFIX_OF_FORMAT.get(image.format or "")
-        return None if suffix is None or _is_transparent(image) else suffix
+        return None if suffix is None or is_transparent(image) else suffix
 
 
 def stored_mode(source: bytes | Path) -> str:
     """Pillow's mode of an image as stored, such as "RGB" or "RGBA with transparency"."""
-    with _opened(source, "image" if isinstance(source, bytes) else str(source)) as image:
-        return f"{image.mode} with transparency" if _is_transparent(image) else image.mode
+    with opened(source, "image" if isinstance(source, bytes) else str(source)) as image:
+        return f"{image.mode} with transparency" if is_transparent(image) else image.mode
 
 
 def _is_turned(image: Image.Image) -> bool:
     if image.format == "PNG" and "exif" not in image.info:
         return False  # Pillow would decode the whole image to look for a later chunk
-    return bool(image.getexif().get(_ORIENTATION, 1) >= 5)
+    return orientation(image) >= 5
 
 
-def _is_transparent(image: Image.Image) -> bool:
+def orientation(image: Image.Image) -> int:
+    """The orientation that EXIF says, 1 where it says none; from 5 on, width and height are swapped."""
+    return int(image.getexif().get(_ORIENTATION, 1))
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether anything of it can be seen through."""
     if not image.has_transparency_data:
         return False
     return image.convert("RGBA").getchannel("A").getextrema()[0] != 255
 
 
-def _warn_of_pages(image: Image.Image, name: str) -> None:
+def warn_of_pages(image: Image.Image, name: str) -> None:
     """Warns of further pages; a camera's MPO holds only a preview or the other eye's view beside the photograph."""
     pages = getattr(image, "n_frames", 1)
     if pages > 1 and image.format != "MPO":
@@ -241,19 +253,19 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed white; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):
-        return _in_srgb(_from_16_bit(image), image, name)
-    if not _is_transparent(image):
-        return _in_srgb(image, image, name)
+        return in_srgb(_from_16_bit(image), image, name)
+    if not is_transparent(image):
+        return in_srgb(image, image, name)
 
     _log.warning("%s: transparent parts are flattened on white", name)
     rgba = image.convert("RGBA")
-    opaque = _in_srgb(rgba.convert("RGB"), image, name)
+    opaque = in_srgb(rgba.convert("RGB"), image, name)
     opaque.putalpha(rgba.getchannel("A"))
     white = Image.new("RGBA", opaque.size, "white")
     return Image.alpha_composite(white, opaque).convert("RGB")
 
 
-def _in_srgb(pixels: Image.Image, image: Image.Image, name: str) -> Image.Image:
+def in_srgb(pixels: Image.Image, image: Image.Image, name: str) -> Image.Image:
     """RGB pixels in sRGB, from pixels in the colour profile of `image`, which is sRGB where it has none."""
     profile = image.info.get("icc_profile")
     if not profile:
@@ -261,7 +273,7 @@ def _in_srgb(pixels: Image.Image, image: Image.Image, name: str) -> Image.Image:
             _log.warning("%s: says that it is Adobe RGB, but embeds no colour profile; it is read as sRGB", name)
         return pixels.convert("RGB")
 
-    mode, transform = _to_srgb(profile)
+    mode, transform = to_srgb(profile)
     fits = {"L": image.mode[0] in "1LI", "CMYK": image.mode == "CMYK"}.get(mode, True)
     if transform is None or not fits:
         if mode != "sRGB":
@@ -274,7 +286,7 @@ def _in_srgb(pixels: Image.Image, image: Image.Image, name: str) -> Image.Image:
 
 
 @lru_cache(maxsize=64)
-def _to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+def to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     """The mode that a profile is for, and what converts pixels of that mode to sRGB.
 
     The transform is None where the profile is sRGB already, within one grey level, so that no pixel is rounded anew;
@@ -312,7 +324,10 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
 def _says_adobe_rgb(image: Image.Image) -> bool:
     if image.format not in ("JPEG", "MPO", "TIFF"):
         return False
-    return bool(image.getexif().get_ifd(ExifTags.IFD.Interop).get(1) == _ADOBE_RGB)
+    try:
+        return bool(image.getexif().get_ifd(ExifTags.IFD.Interop).get(1) == _ADOBE_RGB)
+    except KeyError:  # Pillow before 13, of an image without this part
+        return False
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:

@@ -63,7 +63,7 @@ class DiffusionModule(DiffusionSampling):
             deviation are written.
         tile: When sampling, the network is evaluated on overlapping tiles of this many pixels of the enlarged image a
             side, which bounds its memory; the result differs slightly. None: on the whole image.
-        overlap: Overlap of neighbouring tiles, in pixels of the enlarged image.
+        overlap: Overlap of neighbouring tiles, in pixels of the enlarged image; None: about an eighth of a tile.
 
     Raises:
         ValueError: `draws` is below 1, tiles do not fit the network, network and parameterization disagree on what
@@ -87,7 +87,7 @@ class DiffusionModule(DiffusionSampling):
         compile: bool = False,
         draws: int = 1,
         tile: int | None = None,
-        overlap: int = 64,
+        overlap: int | None = None,
     ) -> None:
         super().__init__()
         if draws < 1:
@@ -125,9 +125,10 @@ class DiffusionModule(DiffusionSampling):
 
     def noised(self, batch: Batch, anchor: Tensor) -> Noised:
         """A noisy state of each image of the batch, at a random time."""
-        x0 = self.space.encode_target(batch["hr"], batch["up"])
-        t = self.process.sample_t(x0.shape[0])
-        noise = self.process.noise(x0)
+        images, device, draws = len(batch["key"]), batch["hr"].device, self.step_draws
+        x0 = self.space.encode_target(batch["hr"], batch["up"], draws.noise(images, device))
+        t = draws.of_all(self.process.sample_t, images)
+        noise = self.process.noise(x0, draws.noise(images, device))
         x_t = self.process.diffuse(x0=x0, anchor=anchor, t=t, noise=noise)
         return Noised(x_t=x_t, x0=x0, anchor=anchor, noise=noise, t=t)
 
@@ -138,7 +139,7 @@ class DiffusionModule(DiffusionSampling):
         shown, mask = noised.x_t, None
         if self.region is not None:
             attention = self._attention(self.region, batch)
-            mask = self.region.mask(attention, self.process.run_share(noised.t))
+            mask = self.region.mask(attention, self.process.run_share(noised.t)).to(shown.device)
             shown = self.region.training_input(self.process, noised, mask)
 
         output = self.denoiser(self.condition(batch, anchor), anchor).output(shown, noised.t)

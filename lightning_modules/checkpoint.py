@@ -12,11 +12,14 @@ from typing import Any
 
 import lightning
 import torch
+import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_modules.config_files import read_yaml
 from lightning_modules.published.basicsr_names import rrdb
 from lightning_modules.super_resolver import SuperResolver
+from lightning_modules.weights import DESCRIPTION, HUB, MODEL, is_name, lacking, resolve
 from lightning_modules.whole_file import whole_file
 
 
@@ -35,46 +38,68 @@ def asking_for(what: str, option: str) -> Iterator[None]:
 
 def no_file(path: str, what: str, option: str) -> str | None:
     """What to do about a file that a part needs and that is not there; None where it is."""
-    return None if Path(path).is_file() else f"{path}: no such checkpoint; give {what} as {option}"
+    if path.startswith(HUB) or Path(path).exists():
+        return None
+    reason = lacking(path) if is_name(path) else f"{path}: no such checkpoint"
+    return reason and f"{reason}; give {what} as {option}"
 
 
 def read_checkpoint(path: str | Path, weights: bool = True) -> dict[str, Any]:
     """Reads a `.ckpt`, `.pth` or `.safetensors` file without executing anything stored in it.
 
+    The `model.safetensors` of an exported method, beside which its `config.yaml` lies, is read as the checkpoint of a
+    training run that has not begun.
+
     Args:
-        path: The file.
+        path: The file, or what `weights.resolve` finds one by.
         weights: False leaves the tensors in the file, from which they are read when they are used: for one who only
             wants to know what the checkpoint says of itself. Checksums are then not compared.
 
     Raises:
         CheckpointError: the file is absent, damaged, or holds more than tensors and plain values.
+        WeightsError: a name is unknown, or its weights cannot be had.
     """
-    path = Path(path)
+    path = resolve(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        tensors = _read_safetensors(path)
+        described = is_export(path)
+        return _described(tensors, path.with_name(DESCRIPTION)) if described else tensors
 
     zipped = zipfile.is_zipfile(path)  # older files are not, and can neither be mapped nor checked
     if weights and zipped:
         check(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and not weights)
-    except pickle.UnpicklingError as error:
-        if zipped or _first_byte(path) == b"\x80":  # a pickle, new or old form
-            raise CheckpointError(
-                f"{path}: holds Python objects beside tensors and plain values, and is not loaded because unpickling "
-                "them could execute code. Where that can do no harm, in a container without network and without your "
-                "files, the code that wrote it can export the weights: "
-                "safetensors.torch.save_file(MODULE.state_dict(), 'weights.safetensors')"
-            ) from error
-        raise CheckpointError(f"{path}: is not a checkpoint ({_first(error)})") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: is damaged or no checkpoint ({_first(error)})") from error
+    except Exception as error:  # whatever a damaged pickle makes of its values
+        if zipped:
+            check(path)
+        raise _unreadable(path, error, zipped) from error
 
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def _unreadable(path: Path, error: Exception, zipped: bool) -> CheckpointError:
+    """What to do about a file that is whole and yet no checkpoint."""
+    with path.open("rb") as file:
+        begin = file.read(32)
+    if begin.startswith(b"version https://git-lfs"):
+        return CheckpointError(
+            f"{path}: is only the pointer to a large file; fetch the file itself with `git lfs pull`"
+        )
+    if isinstance(error, pickle.UnpicklingError) and (zipped or begin[:1] == b"\x80"):  # a pickle, new or old form
+        return CheckpointError(
+            f"{path}: holds Python objects beside tensors and plain values, and is not loaded because unpickling "
+            "them could execute code. Where that can do no harm, in a container without network and without your "
+            "files, the code that wrote it can export the weights: "
+            "safetensors.torch.save_file(MODULE.state_dict(), 'weights.safetensors')"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return CheckpointError(f"{path}: is no checkpoint: it begins with {begin!r}; fetch the file again")
+    return CheckpointError(f"{path}: is damaged or no checkpoint ({_first(error)}); fetch or train it again")
 
 
 def check(path: Path) -> None:
@@ -102,9 +127,18 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({_first(error)})") from error
 
 
-def _first_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(1)
+def is_export(path: Path) -> bool:
+    """Whether a file holds the weights of an exported method."""
+    return path.name == MODEL and path.with_name(DESCRIPTION).is_file()
+
+
+def _described(tensors: dict[str, Tensor], description: Path) -> dict[str, Any]:
+    """The checkpoint that an export is; half precision is what it is stored in, not what it computes in."""
+    config = read_yaml(description)
+    if not isinstance(config.get("model"), dict) or "class_path" not in config["model"]:
+        raise CheckpointError(f"{description}: describes no model")
+    state = {key: value.float() if value.dtype == torch.float16 else value for key, value in tensors.items()}
+    return {**_content(state, config), "optimizer_states": [], "lr_schedulers": []}
 
 
 def _first(error: Exception) -> str:
@@ -118,9 +152,10 @@ def model_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, A
     Raises:
         CheckpointError: the file is no checkpoint of this project.
     """
-    hparams = dict(checkpoint.get("hyper_parameters", {}))
+    stored = checkpoint.get("hyper_parameters", {})
+    hparams = dict(stored) if isinstance(stored, Mapping) else {}
     class_path = hparams.pop("_class_path", None)
-    if class_path is None or "state_dict" not in checkpoint:
+    if class_path is None or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise CheckpointError(
             f"{path}: was not written by a training run of this project; weights that a paper published are converted "
             "first: lightning import --help"
@@ -193,14 +228,51 @@ def write_checkpoint(model: SuperResolver, config: Mapping[str, Any], path: str 
         config: `{"model": {"class_path", "init_args"}, "data": ...}` as `config.configured_model` gives it.
         path: Where to write.
     """
-    frozen, data = model.frozen_keys(), config.get("data") or {}
-    content = {
+    save(_content(own_state(model), config), Path(path))
+
+
+def own_state(model: SuperResolver) -> dict[str, Tensor]:
+    """The weights that a checkpoint holds: all but those of frozen parts with a source of their own."""
+    frozen = model.frozen_keys()
+    return {key: value for key, value in model.state_dict().items() if key not in frozen}
+
+
+def _content(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    data = config.get("data") or {}
+    return {
         "pytorch-lightning_version": lightning.__version__,  # what Lightning asks any file that it is given
-        "state_dict": {key: value for key, value in model.state_dict().items() if key not in frozen},
+        "state_dict": dict(state),
         "hyper_parameters": {"_class_path": config["model"]["class_path"], **config["model"].get("init_args", {})},
         "datamodule_hyper_parameters": {"_class_path": data.get("class_path"), **data.get("init_args", {})},
     }
-    save(content, Path(path))
+
+
+def write_export(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path, *, half: bool = False) -> None:
+    """The folder of an exported method: `model.safetensors` and `config.yaml`, which `read_checkpoint` reads.
+
+    Args:
+        state: Its weights.
+        config: `{"model": {"class_path", "init_args"}, "data": ...}`.
+        folder: Where to write.
+        half: Store floating-point weights in half precision; whole numbers stay as they are.
+
+    Raises:
+        CheckpointError: a weight is too large for half precision.
+        OSError: a file cannot be written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    stored = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    if half:
+        stored = {key: value.half() if value.is_floating_point() else value for key, value in stored.items()}
+        lost = [key for key, value in stored.items() if value.is_floating_point() and not value.isfinite().all()]
+        if lost:
+            raise CheckpointError(f"{lost[0]}: is too large for half precision; export without --half")
+
+    with whole_file(folder / MODEL) as part:
+        part.write_bytes(to_bytes(stored, metadata={"format": "pt"}))  # `save_file` hides files from other users
+    with whole_file(folder / DESCRIPTION) as part:
+        part.write_text(yaml.safe_dump({key: config[key] for key in ("model", "data") if config.get(key)}))
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:

@@ -73,12 +73,11 @@ def degradation(configs: Sequence[str], scale: int | None = None) -> Any:
 
 COMMANDS = {
     "fit": Command("train, or go on with a run", _experiment("fit")),
-    "plan": Command(
-        "what a training will need: memory, hours, checkpoint", _main("lightning_modules.running.planning")
-    ),
     "validate": Command("score a checkpoint on its validation data", _experiment("validate")),
     "test": Command("score a checkpoint on test data", _main("lightning_modules.running.on_sets")),
-    "predict": Command("enlarge images", _experiment("predict")),
+    "enlarge": Command("enlarge photographs", _main("lightning_modules.enlarging.command")),
+    "predict": Command("enlarge images with an experiment's trainer", _experiment("predict")),
+    "plan": Command("what a training needs: memory, hours, disk", _main("lightning_modules.running.planning")),
     "pack": Command("pack images into shards to train on", _degrading("datamodules.prepare.pack")),
     "doctor": Command("examine this machine, or packed sets and folders", _doctor),
     "preview": Command("show degraded images with their recipes", _degrading("datamodules.prepare.preview")),
@@ -87,6 +86,10 @@ COMMANDS = {
     "sweep": Command("run the trainings or tests of a sweep file", _main("lightning_modules.running.sweep")),
     "sweep-samplers": Command("compare samplers and steps", _main("lightning_modules.evaluation.sweep")),
     "score": Command("score a folder of anyone's pictures", _main("lightning_modules.evaluation.score")),
+    "weights": Command("list weights by name, and get them", _main("lightning_modules.exporting.weights_command")),
+    "export": Command("make a trained method a folder for others", _main("lightning_modules.exporting.export")),
+    "verify": Command("see whether an export computes what it did", _main("lightning_modules.exporting.verify")),
+    "push": Command("publish an export on a hub", _main("lightning_modules.exporting.push")),
     "schema": Command("write the schema by which editors complete configs", _main("lightning_modules.running.schema")),
     "replay": Command("repeat a training step whose loss was NaN", _main("lightning_modules.running.replay")),
 }
@@ -96,7 +99,7 @@ HELP = f"""lightning COMMAND ...: diffusion super-resolution experiments
 {"".join(f"  {name:16s}{command.summary}{chr(10)}" for name, command in COMMANDS.items())}
   train       lightning fit --config configs/quickstart.yaml      on photographs that are already here
               lightning fit --config configs/srdiff_yoda.yaml     the paper's recipe, on DIV2K; first configs/rrdb.yaml
-  enlarge     lightning predict --ckpt_path RUN/checkpoints/last.ckpt --input PHOTOS --output FOLDER
+  enlarge     lightning enlarge PHOTOS -o FOLDER                  --weights RUN/checkpoints/last.ckpt for your own
   score       lightning test --ckpt_path RUN/checkpoints/last.ckpt --on set5 set14 b100
               lightning score PICTURES TARGETS --out FOLDER           anyone's pictures, no model needed
   compare     lightning compare RESULTS RESULTS ... --out FOLDER

@@ -6,7 +6,7 @@ checkpoint stored, the config files with everything they compose, single options
 
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
@@ -30,9 +30,10 @@ from lightning_modules.checkpoint import (
 )
 from lightning_modules.cluster import job
 from lightning_modules.config_errors import ConfigError, Source, cause, explain, parse, with_option
+from lightning_modules.config_files import CONFIGS, layers, read_yaml
 from lightning_modules.super_resolver import SuperResolver
+from lightning_modules.weights import ENLARGER, entry, is_name, names, resolve
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # "omegaconf+" resolves ${...} after all files are merged. An abbreviated option would pass by `take_option`.
 PARSER: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 FOLDER = "datamodules.folder.Folder"
@@ -40,59 +41,6 @@ WRITER = "callbacks.prediction_writer.PredictionWriter"
 WRITER_FLAGS = ("skip_existing", "overwrite")
 _OF_THE_MODEL = ("scale", "up_kernel")  # arguments of data that a model depends on
 RUNS = "trainer.logger.init_args"  # where an experiment's runs are: its save_dir and name
-
-
-# Files.
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """A loader that refuses a key written twice, of which YAML would silently take the second."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """One mapping.
-
-        Raises:
-            ConfigError: a key stands in it twice.
-        """
-        first: dict[Any, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if key.value in first:
-                raise ConfigError(f"{line}: the key '{key.value}' is written twice, first in line {first[key.value]}")
-            first[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The content of one config file.
-
-    Raises:
-        ConfigError: the file is missing, is not valid YAML, holds no mapping, or has a key twice.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such config file")
-    try:
-        content = yaml.load(path.read_text(), Loader=_UniqueKeys)
-    except ConfigError as error:
-        raise ConfigError(f"{path}:{error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold `key: value` lines")
-    return content or {}
-
-
-def layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files that `path` composes, depth first, and itself last.
-
-    Raises:
-        ConfigError: a file cannot be read, or composes itself.
-    """
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: composes itself")
-    for below in read_yaml(path).get("compose") or []:
-        yield from layers(path.parent / below, (*seen, path.resolve()))
-    yield path
 
 
 # Command lines.
@@ -243,6 +191,8 @@ def _checkpoint_path(given: _Given, experiment: str, command: str) -> tuple[str 
     root = Path(base.last(f"{RUNS}.save_dir")).expanduser() / name
 
     path, folder = given.last("ckpt_path"), job() if command == "fit" else None
+    if command == "predict" and path in (None, "null") and given.class_path("model") is None:
+        path = _enlarger(given.options)
     if folder is not None and any((root / folder / "checkpoints").glob("*.ckpt")):
         found = newest_whole(root / folder / "checkpoints")
         rank_zero_info(f"{root / folder}: the run goes on from {found.name}")
@@ -250,7 +200,7 @@ def _checkpoint_path(given: _Given, experiment: str, command: str) -> tuple[str 
     if path in (None, "null"):
         return None, folder
 
-    found = newest(root, path) if path in ("last", "best") else Path(path).expanduser()
+    found = newest(root, path) if path in ("last", "best") else resolve(path)
     if path in ("last", "best"):
         rank_zero_info(f"--ckpt_path {path}: {found}")
     if command == "fit" and path != "best" and root.is_dir():
@@ -258,6 +208,24 @@ def _checkpoint_path(given: _Given, experiment: str, command: str) -> tuple[str 
     if folder is not None:
         rank_zero_info(f"{root / folder}: the run goes on there")
     return str(found), folder
+
+
+def _enlarger(options: Sequence[str]) -> str | None:
+    """The packaged model that enlarges where nothing is said.
+
+    Raises:
+        ConfigError: it is not in this installation.
+    """
+    if {"-h", "--help"} & set(options):
+        return None
+    if not is_name(ENLARGER) or not entry(ENLARGER).present():
+        methods = ", ".join(name for name in names() if entry(name).is_method)
+        raise ConfigError(
+            f"no --ckpt_path is given, and {ENLARGER}, which enlarges then, is not in this installation: give a "
+            f"checkpoint or one of the names {methods} (lightning weights)"
+        )
+    rank_zero_info(f"no --ckpt_path is given: enlarging with {ENLARGER} (lightning weights)")
+    return ENLARGER
 
 
 def _run_of(checkpoint: Path, root: Path, only_newest: bool) -> str | None:
@@ -433,7 +401,7 @@ def build_part(
     for layer in ordered:
         below = list(layers(layer)) if isinstance(layer, Path) else []
         files += below
-        contents += [read_yaml(file) for file in below] or [dict(cast(Mapping[str, Any], layer))]
+        contents += [read_yaml(file) for file in below] if isinstance(layer, Path) else [dict(layer)]
     beside = [_plain(_Given([content], []).last(room) or {}, name) for content in contents]
 
     parser = ArgumentParser(**PARSER)
@@ -467,7 +435,12 @@ def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperRe
     The one way to load a method without the command line: `load_from_checkpoint`, called on a base class, builds the
     base class.
 
+    Args:
+        path: A checkpoint, the folder of an exported method, or a name, see `weights.resolve`.
+        device: Where its weights will be.
+
     Raises:
+        WeightsError: the name is unknown, or its weights cannot be had.
         CheckpointError: the file is absent, damaged, unsafe, of another project, or its weights do not fit.
     """
     checkpoint = read_checkpoint(path)
@@ -477,4 +450,5 @@ def load_method(path: str | Path, device: torch.device | str = "cpu") -> SuperRe
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     model.trained_scale = data_config(checkpoint).get("scale")
+    model.trained_kernel = data_config(checkpoint).get("up_kernel", "matlab")
     return model.eval().to(device)

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from omegaconf.errors import OmegaConfBaseException
 
 
 class ConfigError(ValueError):
@@ -32,10 +33,23 @@ def parse(parser: ArgumentParser, flags: Sequence[str], source: Source) -> Names
     Raises:
         ConfigError: a key is unknown or a value does not fit; one line says which, where, and what is near.
     """
+    for file in source.files:
+        _refuse_unknown_and_empty(yaml.safe_load(file.read_text()) or {}, source)
     try:
         return parser.parse_args(list(flags))
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), source)) from error
+
+
+def _refuse_unknown_and_empty(content: Mapping[str, Any], source: Source, room: str = "") -> None:
+    """Refuses an unknown key whose value is empty, such as `trainr: {}`, which the parser would pass over."""
+    known = {entry.removeprefix(room).partition(".")[0] for entry in source.known if entry.startswith(room)}
+    for name, value in content.items() if known else ():
+        plain = str(name).removesuffix("+")
+        if isinstance(value, Mapping) and value:
+            _refuse_unknown_and_empty(value, source, f"{room}{plain}.")
+        elif value in (None, {}) and plain not in known:
+            raise ConfigError(_unknown(f"{room}{plain}", source.known, source))
 
 
 def explain(message: str, source: Source) -> str:

@@ -15,6 +15,7 @@ from lightning_modules.diffusion.vp import DomainShift
 from lightning_modules.networks.rrdb import RRDBNet
 from lightning_modules.networks.sd21 import ControlledUNet
 from lightning_modules.super_resolver import in_memory_format
+from lightning_modules.weights import to_download
 
 RESTORER = "RealESRNet_x4plus.pth of the Real-ESRGAN releases", "--model.init_args.restorer_weights"
 
@@ -35,7 +36,7 @@ class DoSSRStableDiffusion(DiffusionModule):
 
     Args:
         restorer: The network that enlarges the low-resolution image, by the scale of the data.
-        restorer_weights: RealESRNet's public file, a checkpoint of an `RRDBRegressor`, or another RRDB file.
+        restorer_weights: `RealESRNet_x4plus` or another name, a checkpoint of an `RRDBRegressor`, or an RRDB file.
         color_fix: How the colours of the restored image are transferred to the result, see `fix_color`.
         **diffusion: See `DiffusionModule`.
 
@@ -62,6 +63,11 @@ class DoSSRStableDiffusion(DiffusionModule):
     def missing(cls, arguments: Mapping[str, Any], **_: Any) -> str | None:
         """See `look_ahead.Part.missing`: the restorer's weights."""
         return no_file(arguments["restorer_weights"], *RESTORER)
+
+    @classmethod
+    def downloads(cls, arguments: Mapping[str, Any]) -> str | None:
+        """See `look_ahead.Part.downloads`: the restorer's weights, given by name."""
+        return to_download(arguments["restorer_weights"])
 
     @torch.no_grad()
     def start_image(self, batch: Batch) -> Tensor:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_modules.weights import entry, is_name, located
+
 
 def place_of(weights: str, subfolder: str = "") -> Literal["folder", "cache", "hub", "nowhere"]:
     """Where weights are, found out without a network: a folder, the hub's cache, perhaps the hub; or nowhere.
@@ -13,7 +15,7 @@ def place_of(weights: str, subfolder: str = "") -> Literal["folder", "cache", "h
     two parts, or whose first part is a folder here. Nothing can be downloaded with `HF_HUB_OFFLINE=1`.
 
     Args:
-        weights: Hub id, or a folder.
+        weights: Hub id, a folder, or a name that `lightning weights` lists.
         subfolder: Where in it the model lies.
     """
     from huggingface_hub import constants, try_to_load_from_cache
@@ -22,6 +24,8 @@ def place_of(weights: str, subfolder: str = "") -> Literal["folder", "cache", "h
     parts = Path(weights).parts
     if Path(weights).is_dir():
         return "folder"
+    if is_name(weights):
+        return "cache" if entry(weights).present() else "nowhere" if constants.HF_HUB_OFFLINE else "hub"
     if weights.startswith((".", "~", "/")) or len(parts) > 2 or Path(parts[0]).is_dir():
         return "nowhere"
     try:
@@ -71,7 +75,7 @@ def frozen(architecture: Any, weights: str, *, subfolder: str = "") -> Any:
 
     Args:
         architecture: A model class of diffusers or transformers.
-        weights: Hub id, or a folder.
+        weights: Hub id, a folder, or a name that `lightning weights` lists.
         subfolder: Where in it the model lies, `unet` for instance.
 
     Raises:
@@ -80,13 +84,14 @@ def frozen(architecture: Any, weights: str, *, subfolder: str = "") -> Any:
     """
     from safetensors import SafetensorError
 
+    if place_of(weights, subfolder) == "nowhere":
+        raise FileNotFoundError(missing_files(architecture, f"{weights}/{subfolder}".rstrip("/")))
+    weights = located(weights)
     place = f"{weights}/{subfolder}" if subfolder else weights
     name = architecture.__name__
     # With diffusers' default of True it warns where accelerate, which that way of loading needs, is not installed.
     options = {"low_cpu_mem_usage": False} if is_diffusers(architecture) else {}
 
-    if place_of(weights, subfolder) == "nowhere":
-        raise FileNotFoundError(missing_files(architecture, place))
     try:
         found = stored_class(architecture, weights, subfolder)
         if found != name:

@@ -8,7 +8,7 @@ from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
 from lightning_modules.diffusion.parameterization import Noised
 from lightning_modules.metrics.lpips import LPIPS
-from lightning_modules.metrics.weights import WeightsError
+from lightning_modules.weight_files import WeightsError
 
 
 class ResShift(DiffusionModule):

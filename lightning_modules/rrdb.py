@@ -43,6 +43,10 @@ class RRDBRegressor(SuperResolver):
         image: Tensor = self.network(batch["lr"])
         return image
 
+    def as_network(self) -> RRDBNet:
+        """The network: it is all there is."""
+        return self.network
+
     def protocol(self) -> str:
         """Returns "regression": one evaluation of the network, nothing is sampled."""
         return "regression"

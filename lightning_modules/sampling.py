@@ -15,12 +15,18 @@ from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.guidance import Guidance
 from lightning_modules.diffusion.parameterization import Parameterization
 from lightning_modules.diffusion.process import Process
-from lightning_modules.diffusion.randomness import KeyedNoise
+from lightning_modules.diffusion.randomness import KeyedNoise, NoiseOfParts
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.diffusion.space import Space
 from lightning_modules.diffusion.tiling import Tiles
 from lightning_modules.diffusion.yoda import YODA, Fill, NeverDiffused
-from lightning_modules.super_resolver import SuperResolver, UnusableImage, is_out_of_memory, pad_to_stride
+from lightning_modules.super_resolver import (
+    SuperResolver,
+    UnusableImage,
+    is_out_of_memory,
+    pad_to_stride,
+    release_memory,
+)
 
 LARGE = 2048 * 2048  # pixels of an enlarged image, above which prediction recommends tiles
 TILE = 512  # pixels a side that it recommends
@@ -118,7 +124,8 @@ class DiffusionSampling(SuperResolver):
         if self.tiles is None and height * width > LARGE:
             warn(
                 f"{batch['key'][0]}: {width}x{height} pixels at once may need more memory than there is; "
-                f"--model.init_args.tile {TILE} enlarges such images tile by tile, with slightly different results",
+                f"--model.init_args.tile {TILE} enlarges such images tile by tile, with slightly different results; "
+                "`lightning enlarge` bounds all of the memory",
                 stacklevel=2,
             )
 
@@ -132,7 +139,7 @@ class DiffusionSampling(SuperResolver):
                     if not is_out_of_memory(error):
                         raise
                 # Outside of the handler, whose traceback holds the tensors.
-                torch.cuda.empty_cache()
+                release_memory()
                 shown = "at once" if tiles is None else f"in tiles of {tiles.side * self.space.factor} pixels"
                 rank_zero_warn(f"{batch['key'][0]}: {width}x{height} pixels {shown} do not fit the memory")
         finally:
@@ -150,7 +157,7 @@ class DiffusionSampling(SuperResolver):
         side = TILE if self.tiles is None else self.tiles.side * self.space.factor // 2
         while side >= SMALLEST_TILES * unit:
             if side < max(height, width):
-                yield self._tiles(side // unit * unit, side // 8 // unit * unit)
+                yield self._tiles(side // unit * unit, fitting_overlap(side, unit))
             side //= 2
 
     def denoiser(self, condition: Mapping[str, Tensor], anchor: Tensor, **fields: Any) -> Denoiser:
@@ -185,8 +192,7 @@ class DiffusionSampling(SuperResolver):
         if self.region is not None:
             attention = self._attention(self.region, batch)
             activity = self.region.activity(self.process, attention, (sampler or self.sampler).grid(self.process))
-            noise = KeyedNoise.of(batch["key"], "region", self.device)
-            fill = self.region.fill(self.process, anchor, activity, noise)
+            fill = self.region.fill(self.process, anchor, activity, self._noise(batch, "region"))
 
         denoiser = self.denoiser(
             self.condition(batch, anchor),
@@ -197,7 +203,13 @@ class DiffusionSampling(SuperResolver):
             tiles=self.tiles,
             activity=activity,
         )
-        return batch, denoiser, KeyedNoise.of(batch["key"], "sampler", self.device), fill
+        return batch, denoiser, self._noise(batch, "sampler"), fill
+
+    def _noise(self, batch: Batch, purpose: str) -> KeyedNoise:
+        """The noise of each image, or that of its place in a larger one."""
+        if "place" in batch:
+            return NoiseOfParts(batch["key"], purpose, batch["place"], batch["up"].shape[-2])
+        return KeyedNoise.of(batch["key"], purpose, self.device)
 
     def enlarge(self, batch: Batch, sampler: Sampler | None) -> Tensor:
         """Samples a state from the anchor and decodes it."""
@@ -243,9 +255,16 @@ class DiffusionSampling(SuperResolver):
         height, width = batch["up"].shape[-2:]
         return self.region.preview(enlarged[..., :height, :width])
 
-    def _tiles(self, tile: int, overlap: int) -> Tiles:
+    def _tiles(self, tile: int, overlap: int | None) -> Tiles:
+        if overlap is None:
+            overlap = fitting_overlap(tile, self.stride)
         if tile % self.stride or overlap % self.stride or not 0 <= overlap < tile:
             raise ValueError(
                 f"tile {tile} and overlap {overlap}: must be multiples of {self.stride}, overlap the smaller"
             )
         return Tiles(tile // self.space.factor, overlap // self.space.factor)
+
+
+def fitting_overlap(tile: int, unit: int) -> int:
+    """An eighth of a tile, in multiples of `unit`, one at least."""
+    return max(tile // 8 // unit, 1) * unit

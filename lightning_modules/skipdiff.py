@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -107,7 +108,7 @@ class SkipDiff(SuperResolver):
 
         # Stored beside the policy: it is refused on another base, and PolicySampler compares the noise levels.
         self.register_buffer("base_fingerprint", fingerprint(self.base))
-        self.register_buffer("levels", self.base.process.std(self.plan.times(self.base.process)[1]))
+        self.register_buffer("levels", self.base.process.std(self.plan.times(self.base.process)[1]).float())
         self.register_buffer("advantage_scale", torch.zeros(2))  # sum over the first iterations, their number
 
         self.rollouts = Rollouts(self.base, self.plan, reward)
@@ -194,6 +195,10 @@ class SkipDiff(SuperResolver):
         """The configured optimizer over the policy's parameters."""
         return self.optimizer(self.policy.parameters())
 
+    def sharded_parts(self) -> dict[nn.Module, tuple[str, ...]]:
+        """The policy alone: each process evaluates the base as often as its own images want."""
+        return {self.policy: ("step", "sequence")}
+
     # Training.
 
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
@@ -219,8 +224,8 @@ class SkipDiff(SuperResolver):
 
         losses = []
         for _ in range(self.epochs):
-            order = torch.randperm(rewards.shape[1], device=rewards.device)
-            for rows in order.tensor_split(self.minibatches):
+            part = self.step_draws.of_all(partial(parts, count=self.minibatches), rewards.shape[1]).to(rewards.device)
+            for rows in ((part == number).nonzero()[:, 0] for number in range(self.minibatches)):
                 # Whole episodes are replayed, so that gradients pass through the policy's recurrent state.
                 now = Evaluation.of(*self.policy.sequence(episodes.observations[:, rows]), episodes.actions[:, rows])
                 loss = self.objective.loss(
@@ -303,6 +308,15 @@ class SkipDiff(SuperResolver):
             self.log(f"{stage}/never_diffused", self.base.never_diffused)
         for name, value in self.decisions.summary(self.plan).items():
             self.log(f"{stage}/{name}", value, sync_dist=True)
+
+
+def parts(images: int, count: int) -> Tensor:
+    """Which of `count` parts each image falls into at random, `[images]`; of each `count` in turn one into each part.
+
+    So parts are equally large on every process whose number of images is a multiple of `count`.
+    """
+    blocks = -(-images // count)
+    return torch.rand(blocks, count).argsort(dim=1).flatten()[:images]
 
 
 def frozen_base(path: str) -> DiffusionModule:

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from datamodules.batch import Batch
-from lightning_modules.diffusion.randomness import seed_training_step, seeded
+from datamodules.degradations.enlarge import Enlargement
+from lightning_modules.diffusion.randomness import StepDraws, seeded
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.resuming import reconfigure
+from lightning_modules.sharding import STEPS, Sharded
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -42,6 +44,8 @@ class SuperResolver(LightningModule, ABC):
         optimizer: From trainable parameters to an optimizer.
         lr_scheduler: From an optimizer to a scheduler, stepped each training step; None for a constant rate.
         trained_scale: The scale that the weights were trained for; None where that is not known.
+        trained_kernel: How `up` was made in training, see `datamodules.degradations.enlarge`.
+        step_draws: Where a training step's random numbers come from.
     """
 
     optimizer: OptimizerCallable
@@ -50,6 +54,8 @@ class SuperResolver(LightningModule, ABC):
     keeps_frozen: tuple[str, ...] = ()
     watches_sampling: bool = False
     trained_scale: int | None = None
+    trained_kernel: Enlargement = "matlab"
+    step_draws = StepDraws()
 
     @property
     def stride(self) -> int:
@@ -81,6 +87,13 @@ class SuperResolver(LightningModule, ABC):
     @abstractmethod
     def protocol(self) -> str:
         """Name of the sampling procedure in results, such as "ddim-10"."""
+
+    def as_network(self) -> nn.Module | None:
+        """The network that makes the image by itself, from `lr` `[B,3,h,w]` of any size to `[B,3,H,W]`, in [-1, 1].
+
+        None where the image needs anything else: noise, the enlarged image, or several evaluations.
+        """
+        return None
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """Additional pictures for the sample grid by title, `[B,1 or 3,H,W]` in [0, 1]."""
@@ -152,10 +165,19 @@ class SuperResolver(LightningModule, ABC):
             )
         return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def sharded_parts(self) -> dict[nn.Module, tuple[str, ...]]:
+        """What may be spread over processes, with the methods in which all of its weights are needed."""
+        return {self: STEPS}
+
+    def configure_model(self) -> None:
+        """Spreads the weights over processes, under the strategy `Sharded`."""
+        if isinstance(self.trainer.strategy, Sharded):
+            self.trainer.strategy.shard(self.sharded_parts())
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seeds the random numbers of the step, see `seed_training_step`."""
+        """Seeds the random numbers of the step, see `StepDraws`."""
         done = cast(Any, self.trainer.fit_loop.epoch_loop.batch_progress.total).processed
-        seed_training_step(rank=self.global_rank, batches=done)
+        self.step_draws = StepDraws.of_step(done, rank=self.global_rank, world_size=self.trainer.world_size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Returns `{"sr": [B,3,H,W] in [-1, 1], "panels": {title: [B,C,H,W] in [0, 1]}}` for the callbacks."""
@@ -240,6 +262,9 @@ class SuperResolver(LightningModule, ABC):
             raise ValueError(
                 f"{self._trainer.ckpt_path}: holds weights alone, without the state of a training run that could go on"
             )
+        if not checkpoint["optimizer_states"]:  # an exported method
+            rank_zero_info(f"{self._trainer.ckpt_path}: a run begins with these weights, with a new optimizer")
+            return
         for change in reconfigure(checkpoint, self.hparams, self.optimizer, self.lr_scheduler):
             rank_zero_info(f"--ckpt_path: {change}")
 
@@ -291,7 +316,15 @@ def check_batch(batch: Batch) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a tensor did not fit the memory, of a GPU or of the machine."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    by_text = "can't allocate memory", "MPS backend out of memory"
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in by_text)
+
+
+def release_memory() -> None:
+    """Gives the memory that PyTorch keeps for later back to the GPU."""
+    torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def trimmed(image: Tensor, batch: Batch) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Gives a name beside `path` to write to; the finished file replaces `path` when the block ends.
 
     It lies in the same folder, so that the replacement is one operation of the file system, and its bytes are on the
-    disk before. An error in the block removes it; after a kill `remove_unfinished` does.
+    disk before. No two writers have the same name, so that two processes may write one file. An error in the block
+    removes it; after a kill `remove_unfinished` does.
 
     Raises:
         OSError: the file cannot be written; the message names it.
     """
-    part = path.with_name(path.name + SUFFIX)
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_modules.config import CONFIGS
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.running.experiment import run
 from tests.tiny.experiments import arguments
 

@@ -10,7 +10,8 @@ import yaml
 from datamodules.batch import Batch
 from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError, write_checkpoint
-from lightning_modules.config import CONFIGS, configured_model
+from lightning_modules.config import configured_model
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.super_resolver import SuperResolver
 from tests.tiny.experiments import tiny_overlays
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut, cat
 
-from lightning_modules.config import CONFIGS
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.evaluation.results import read_results
 from lightning_modules.running.experiment import run
 from tests.tiny.experiments import arguments

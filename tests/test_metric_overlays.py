@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from callbacks.image_metrics import ExtraScores
-from lightning_modules.config import CONFIGS
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.metrics.score import names_of
-from lightning_modules.metrics.weights import WeightsError
 from lightning_modules.running.experiment import run
+from lightning_modules.weight_files import WeightsError
 from tests.tiny.experiments import arguments
 
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "metrics").glob("*.yaml"))

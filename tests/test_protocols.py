@@ -9,8 +9,9 @@ from PIL import Image
 from skimage.data import astronaut
 
 from lightning_modules.checkpoint import write_checkpoint
-from lightning_modules.config import CONFIGS, configured_model
+from lightning_modules.config import configured_model
 from lightning_modules.config_errors import ConfigError
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.evaluation.protocol import departures, names, read_protocol
 from lightning_modules.evaluation.results import read_results
 from lightning_modules.rrdb import RRDBRegressor

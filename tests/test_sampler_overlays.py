@@ -10,7 +10,8 @@ import yaml
 
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import CheckpointError
-from lightning_modules.config import CONFIGS, configured_model, layers
+from lightning_modules.config import configured_model
+from lightning_modules.config_files import CONFIGS, layers
 from tests.tiny.experiments import tiny_overlays
 
 SAMPLERS = sorted(path.stem for path in (CONFIGS / "sampler").glob("*.yaml"))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules.degradations.degradation import Degradation, Recipe
 from datamodules.degradations.levels import from_uint8, to_uint8
+from lightning_modules.float64 import in_float64
 
 PILLOW_ONE = float(1 << 22)  # Pillow holds the weights of an 8-bit image as multiples of 2^-22
 
@@ -39,7 +40,8 @@ class Bicubic(Degradation):
         image = to_uint8(hr)
         if self.rounding == "each_pass":
             return from_uint8(matlab_bicubic(image, scale=1 / self.scale))
-        return matlab_bicubic(image.double(), scale=1 / self.scale).round().clamp(0, 255).float() / 255
+        small = matlab_bicubic(in_float64(image), scale=1 / self.scale).round().clamp(0, 255).float()
+        return small.to(hr.device) / 255
 
 
 class PillowBicubic(Degradation):
@@ -94,20 +96,21 @@ def pillow_bicubic(image: Tensor, *, size: tuple[int, int]) -> Tensor:
     rows = pillow_matrix(image.shape[-2], size[0])
     columns = pillow_matrix(image.shape[-1], size[1])
     # Pillow adds half a unit and drops the fraction: the nearest integer, half upwards. All sums are below 2^53.
-    columns_done = (image.double() @ columns.to(image.device).T + 0.5).floor().clamp(0, 255)
-    return (rows.to(image.device) @ columns_done + 0.5).floor().clamp(0, 255).to(torch.uint8)
+    state = in_float64(image)
+    columns_done = (state @ columns.to(state).T + 0.5).floor().clamp(0, 255)
+    return (rows.to(state) @ columns_done + 0.5).floor().clamp(0, 255).to(torch.uint8).to(image.device)
 
 
 def two_passes(image: Tensor, *, rows: Tensor, columns: Tensor, rows_first: bool) -> Tensor:
     """`rows @ image @ columns^T` in the given order; uint8 is rounded after each pass."""
     if image.dtype not in (torch.uint8, torch.float32, torch.float64):
         raise ValueError(f"matlab_bicubic: expected uint8, float32 or float64, got {image.dtype}")
-    state = image.double()  # also for float32, whose products a GPU may be told to round (TF32)
+    state = in_float64(image)  # also for float32, whose products a GPU may be told to round (TF32)
     for along_rows in (rows_first, not rows_first):
         matrix = (rows if along_rows else columns).to(state)
         state = matrix @ state if along_rows else state @ matrix.T
         state = state.round().clamp(0, 255) if image.dtype == torch.uint8 else state
-    return state.to(image.dtype)
+    return state.to(image.dtype).to(image.device)
 
 
 def cubic(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from datamodules.degradations.degradation import Recipe
 from datamodules.degradations.draws import check_probabilities, check_range, choose, uniform
 from datamodules.degradations.image_batch import ImageBatch
+from lightning_modules.float64 import in_float64
 
 MODES = ("area", "bilinear", "bicubic")  # none of them filters before it shrinks, except area
 
@@ -116,9 +117,11 @@ def resize_matrices(before: Tensor, after: Tensor, steps: Tensor, modes: Sequenc
         if mode == "area":
             weight[chosen] = area_weights(new, old, length, after[chosen, None])
         else:
-            position, share = kernel_taps((new + 0.5) * steps[chosen, None].double() - 0.5, length, mode)
+            centre = in_float64(new + 0.5) * in_float64(steps[chosen, None]) - 0.5
+            position, share = kernel_taps(centre, length.to(centre.device), mode)
+            position, share = position.to(before.device), share.float().to(before.device)
             for tap in range(4):  # not `scatter_add_`, whose order of summation varies on a GPU
-                weight[chosen] += (position[..., tap, None] == old) * share[..., tap, None].float()
+                weight[chosen] += (position[..., tap, None] == old) * share[..., tap, None]
     return weight
 
 

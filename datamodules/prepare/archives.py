@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.prepare.shard_writer import PackError
-from datamodules.stream.remote import download
+from lightning_modules.download import download
 
 _log = logging.getLogger(__name__)
 

@@ -115,7 +115,9 @@ def remarks(source: Source, findings: Sequence[Findings], crop: int, scale: int,
     if isinstance(source, ShardSource):
         yield from _about_shards(source, processes)
 
-    errors = [finding.error for finding in findings if finding.error]
+    # What a damaged shard lacks has been said once, of the shard.
+    damaged = tuple(f"{text.partition(': ')[0]} " for text in source.damage())
+    errors = [finding.error for finding in findings if finding.error and not finding.error.startswith(damaged)]
     for error in errors[:_SHOWN]:
         yield Remark(True, f"{error}: repair or repack it")
     if len(errors) > _SHOWN:
@@ -136,7 +138,11 @@ def _about_shards(source: ShardSource, processes: int) -> Iterator[Remark]:
     yield from (Remark(True, text) for text in damage)
     for shard, url in enumerate(source.urls):
         damaged = any(text.startswith(f"{url}: ") for text in damage)
-        if not damaged and source.digests[shard] not in (None, _digest(source.local(shard))):
+        if damaged or source.digests[shard] is None:
+            continue
+        with source.local(shard) as path:
+            same = source.digests[shard] == _digest(path)
+        if not same:
             yield Remark(True, f"{url}: its bytes are not those that were packed: copy, fetch or pack it again")
 
 

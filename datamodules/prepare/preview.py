@@ -207,5 +207,5 @@ def main(arguments: Sequence[str] | None, build: Callable[[list[str], int | None
         if options.recipes:
             options.recipes.write_text(json.dumps({example.title: example.recipe for example in drawn}, indent=2))
     except (OSError, ValueError, ImageError) as error:
-        sys.exit(f"preview: {error}")
+        sys.exit(f"error: {error}")
     print(f"{options.out}: {len(drawn)} images")

@@ -1,7 +1,8 @@
 """WebDataset shards as numbered records: tars of `key.hr.png`, `key.lr.png`, `key.json`, local or behind a URL.
 
 A local shard is read by offset. A remote one is downloaded completely into a cache folder when its first sample is
-needed, and read from there. Only image members are ever read, and only an image decoder ever sees their bytes.
+needed, and read from there; it may be removed to make room for others, and is then downloaded again. Only image
+members are ever read, and only an image decoder ever sees their bytes.
 """
 
 import json
@@ -9,26 +10,28 @@ import logging
 import re
 import tarfile
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from datamodules.images import SUFFIXES
-from datamodules.stream.remote import Unreachable, cache_folder, fetch, is_remote, read
+from datamodules.stream.remote import Unreachable, cache_folder, fetched, is_remote, read
 from datamodules.stream.sources import BadSample, DataError, Record, Source
 
 _NO_SAMPLE = re.compile(r"(^|/)(\.|__MACOSX/|__[^/]*__(\.|/|$)|(readme|licen[cs]e)\b)", re.IGNORECASE)
 _BLOCK = 1 << 20  # bytes
+_KEPT = 1 << 16  # samples whose places in shards a process keeps: about 30 MB, and several windows of the shuffle
 _log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """The image members of one sample in a tar: role ("hr" or "lr") to (offset, size) of the bytes."""
 
@@ -96,11 +99,16 @@ def _add_member(entries: dict[str, Entry], member: tarfile.TarInfo) -> None:
         entry.images[role or "hr"] = (member.offset_data, member.size)
 
 
+def _index_of(path: Path, file: int) -> TarIndex:
+    """`read_index`, once for each file (by its inode) that stands at a path."""
+    return read_index(path)
+
+
 class ShardSource(Source):
     """The samples of a list of shards.
 
     Args:
-        urls: local paths, `http(s)://`, or whatever webdataset opens (`pipe:aws s3 cp s3://... -`, `gs://`, `hf://`).
+        urls: local paths, `http(s)://`, what fsspec opens (`s3://`, `gs://`, `hf://`), or `pipe:COMMAND`.
         name: the set's name, the first part of every key.
         counts: samples in each shard, if known; otherwise the headers of all shards are read first.
         cache: folder for remote shards; by default `cache_folder() / "shards"`.
@@ -133,10 +141,12 @@ class ShardSource(Source):
             what = f"{missing[0]} ({len(missing)} of {len(self.urls)} are missing)" if missing else "no shard is given"
             raise FileNotFoundError(f"{name}: {what}")
 
-        self._index = lru_cache(maxsize=256)(self._read_index)
+        self._index: Callable[[Path, int], TarIndex] = lru_cache(maxsize=256)(_index_of)
         self._counted = counts is not None
         keys = [] if counts else list(self._keys())
         self._counts = list(counts or map(len, keys))
+        if sum(self._counts) > _KEPT:
+            self._index = self._cached_index()
         self._first_shard = repeated_keys(keys)
         self._starts = [0, *accumulate(self._counts)]
         for text in [] if counts else self.damage():
@@ -148,7 +158,12 @@ class ShardSource(Source):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._index = lru_cache(maxsize=256)(self._read_index)
+        self._index = self._cached_index()
+
+    def _cached_index(self) -> Callable[[Path, int], TarIndex]:
+        """Reads headers of shards; those of so many shards are kept that they list about `_KEPT` samples."""
+        each = sum(self._counts) // len(self._counts)
+        return lru_cache(maxsize=max(16, _KEPT // max(each, 1)))(_index_of)
 
     @property
     def groups(self) -> list[int]:
@@ -162,7 +177,8 @@ class ShardSource(Source):
 
     def index(self, shard: int) -> TarIndex:
         """The samples of one shard, by its headers, which are read once."""
-        return self._index(shard)
+        with self.local(shard) as path:
+            return self._index(path, path.stat().st_ino)
 
     def record(self, index: int) -> Record:
         """Reads the image bytes of one sample.
@@ -173,25 +189,29 @@ class ShardSource(Source):
         """
         shard, number = self._locate(index)
         try:
-            tar = self.index(shard)
-            if number >= len(tar.entries):
-                raise BadSample(f"{self.describe(index)} is missing: {tar.damage or 'the shard holds fewer samples'}")
-            entry = tar.entries[number]
-            self._check(entry, shard)
-            return self._read(tar.path, entry)
+            with self.local(shard) as path:
+                tar = self._index(path, path.stat().st_ino)
+                if number >= len(tar.entries):
+                    damage = tar.damage or "the shard holds fewer samples"
+                    raise BadSample(f"{self.describe(index)} is missing: {damage}")
+                entry = tar.entries[number]
+                self._check(entry, shard)
+                return self._read(path, entry)
         except Unreachable as error:  # which says nothing of the sample: a resumed run would find it good
             raise DataError(f"{self.describe(index)}: {error}") from error
         except OSError as error:
             raise BadSample(f"{self.describe(index)}: {error}") from error
 
-    def local(self, shard: int) -> Path:
-        """The path of a shard on this machine; a remote one is fetched first.
+    def local(self, shard: int) -> AbstractContextManager[Path]:
+        """A context in which a shard is on this machine, with its path; a remote one is fetched first.
 
         Raises:
             OSError: it cannot be fetched.
         """
         url = self.urls[shard]
-        return fetch(url, self.cache, self.timeout, self.digests[shard]) if is_remote(url) else Path(url)
+        if is_remote(url):
+            return fetched(url, self.cache, self.timeout, self.digests[shard])
+        return nullcontext(Path(url))
 
     def duplicates(self) -> list[str]:
         """Keys that occur in more than one shard; reads the headers of all shards."""
@@ -204,11 +224,11 @@ class ShardSource(Source):
             if is_remote(url) and self._counted:
                 continue  # it is checked when it is fetched
             tar = self.index(shard)
-            held, counted, size = len(tar.entries), self._counts[shard], tar.path.stat().st_size
+            held, counted = len(tar.entries), self._counts[shard]
             wrong = ""
             if tar.damage or held != counted:
                 wrong = f"holds {held} of {counted} samples{tar.damage and ', '}{tar.damage}"
-            elif self.sizes[shard] not in (None, size) and not is_remote(url):
+            elif not is_remote(url) and self.sizes[shard] not in (None, size := tar.path.stat().st_size):
                 wrong = f"is {size} bytes, not {self.sizes[shard]} as it was packed"
             if wrong:
                 found.append(f"{url}: {wrong}: copy, fetch or pack it again")
@@ -221,9 +241,6 @@ class ShardSource(Source):
     def _locate(self, index: int) -> tuple[int, int]:
         shard = bisect_right(self._starts, index) - 1
         return shard, index - self._starts[shard]
-
-    def _read_index(self, shard: int) -> TarIndex:
-        return read_index(self.local(shard))
 
     def _check(self, entry: Entry, shard: int) -> None:
         where = f"{self.urls[shard]} {entry.key}"
@@ -289,8 +306,25 @@ def list_splits(root: str) -> dict[str, list[dict[str, Any]]]:
     try:
         content = read(url, timeout=30.0) if is_remote(url) else Path(url).read_bytes()
         splits = json.loads(content)["splits"]
-        return {f"{split['name']}-{split['split']}": split["shards"] for split in splits}
+        listed = {f"{split['name']}-{split['split']}": split["shards"] for split in splits}
+        for shard in (shard for shards in listed.values() for shard in shards):
+            _check_description(shard)
     except OSError as error:
         raise FileNotFoundError(f"{url}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise FileNotFoundError(f"{url}: is not the description of a packed set ({error!r})") from error
+        raise FileNotFoundError(f"{url}: is not the description of a packed set ({error!r}); pack it again") from error
+    return listed
+
+
+def _check_description(shard: Mapping[str, Any]) -> None:
+    """Refuses what no packer writes of a shard.
+
+    Raises:
+        KeyError: its file or its number of samples is missing.
+        ValueError: its file is not below the set's folder, or its number of samples is no count.
+    """
+    file, samples = shard["file"], shard["samples"]
+    if not isinstance(file, str) or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+        raise ValueError(f"{file}: a shard must be below the set's folder")
+    if type(samples) is not int or samples < 0:
+        raise ValueError(f"{file}: its number of samples is {samples!r}")

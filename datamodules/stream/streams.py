@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from datamodules.stream.sources import BadSample, DataError, Sample, Source
 _log = logging.getLogger(__name__)
 _ALWAYS_TOLERATED = 5  # bad samples, however small the set is
 
-Order = Callable[[int], NDArray[np.int64]]  # epoch -> every record number once
+_LEAST = 4096  # places of the order that are computed at once, at least
 
 
 class RawBatch(TypedDict):
@@ -48,22 +48,74 @@ class Rank:
     world_size: int = 1
 
 
-def epoch_order(groups: Sequence[int], seed: int, epoch: int, window: int) -> NDArray[np.int64]:
+class EpochOrder(Sequence[int]):
     """Every record number once: groups in random order, records shuffled over about `window` neighbours.
+
+    A record at place `i` of the groups' order gets the key `i + u`, with `u` uniform on [0, window); records are seen
+    in the order of their keys. Keys between two numbers belong to places at most `window` below, so that any part of
+    the order can be computed by itself: time and memory grow with the window and the number of groups, and not with the
+    number of records, unless the window is the whole set.
 
     Args:
         groups: records in each group (shard); numbers continue from group to group.
         seed: of the run.
         epoch: which pass over the data.
         window: how far a record can move. 0 shuffles only the groups; the size of the set or more gives a uniform
-            shuffle; a smaller one keeps the reading within a few shards at a time.
+            shuffle, for which the whole order is kept; a smaller one keeps the reading within a few shards at a time.
     """
-    rng = np.random.default_rng([seed, epoch])
-    starts = np.cumsum([0, *groups])
-    order = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in rng.permutation(len(groups))])
-    if window >= len(order):
-        return rng.permutation(order)
-    return order[np.argsort(np.arange(len(order)) + rng.uniform(0, window, len(order)), kind="stable")]
+
+    def __init__(self, groups: Sequence[int], seed: int, epoch: int, window: int) -> None:
+        rng = np.random.default_rng([seed, epoch])
+        sizes = np.asarray(groups, dtype=np.int64)
+        starts = np.cumsum([0, *sizes])
+        order = rng.permutation(len(sizes))
+        self._places = np.cumsum([0, *sizes[order]])  # where each group begins in the order of groups
+        self._numbers = starts[order]  # the number of its first record
+        self._length, self._window = int(starts[-1]), window
+
+        self._draws: Any = rng.bit_generator.state
+        self._block, self._part = max(window, _LEAST), (0, np.empty(0, dtype=np.int64))
+        if window >= self._length:
+            self._part = (0, rng.permutation(self._records(np.arange(self._length))))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, place: Any) -> Any:
+        """The record number at a place of the order, or an array of those of a slice."""
+        if isinstance(place, slice):
+            return np.array([self[each] for each in range(*place.indices(self._length))], dtype=np.int64)
+        if not 0 <= place < self._length:
+            raise IndexError(place)
+        first, part = self._part
+        if not first <= place < first + len(part):
+            first, part = self._part = self._part_with(place)
+        return int(part[place - first])
+
+    def _part_with(self, place: int) -> tuple[int, NDArray[np.int64]]:
+        """The records of a block of keys, that of `place` among them, and the place of the first of them."""
+        low = place // self._block * self._block  # at most this many keys are smaller
+        while True:
+            below, keyed = self._keyed(low, low + self._block)
+            if place < below + len(keyed):
+                return below, self._records(keyed)
+            low += self._block
+
+    def _keyed(self, low: int, high: int) -> tuple[int, NDArray[np.int64]]:
+        """How many keys are below `low`, and the places in the groups' order whose keys are in [low, high), by key."""
+        first, last = max(0, low - self._window), min(high, self._length)
+        generator = np.random.PCG64()
+        generator.state = self._draws
+        generator.advance(first)  # each place takes one draw
+        places = np.arange(first, last)
+        keys = places + np.random.Generator(generator).uniform(0, self._window, last - first)
+        inside = np.flatnonzero((low <= keys) & (keys < high))
+        return first + int((keys < low).sum()), places[inside[np.argsort(keys[inside], kind="stable")]]
+
+    def _records(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The record numbers at places of the groups' order."""
+        group = np.searchsorted(self._places, places, side="right") - 1
+        return np.asarray(self._numbers[group] + places - self._places[group])
 
 
 @dataclass
@@ -76,7 +128,7 @@ class TrainStream(IterableDataset[RawBatch]):
         batch_size: samples in a batch of this rank.
         rank: this process among all.
         seed: of the order.
-        window: see `epoch_order`.
+        window: see `EpochOrder`.
         max_bad: share of the records that may be bad before this rank stops; at least 5 may, unless it is 0.
         paired: whether samples carry their LR image.
         first: number of the batch to begin with.
@@ -93,7 +145,8 @@ class TrainStream(IterableDataset[RawBatch]):
     first: int = 0
 
     def __post_init__(self) -> None:
-        self.bad = torch.zeros(len(self.source), dtype=torch.bool)
+        self.records = len(self.source)
+        self.bad = torch.zeros(self.records, dtype=torch.bool)
         # all workers count in the same memory, also after they were restarted
         self.bad.share_memory_()  # type: ignore[no-untyped-call]
         self.reasons: list[str] = []
@@ -112,14 +165,14 @@ class TrainStream(IterableDataset[RawBatch]):
             filled = [self._fill(slot, order) for slot in range(start, start + self.batch_size)]
             yield collate([sample for sample, _ in filled], [epoch for _, epoch in filled], training=True)
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        return epoch_order(self.source.groups, self.seed, epoch, self.window)
+    def _order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(self.source.groups, self.seed, epoch, self.window)
 
-    def _fill(self, slot: int, order: Order) -> tuple[Sample, int]:
+    def _fill(self, slot: int, order: Callable[[int], EpochOrder]) -> tuple[Sample, int]:
         """The first usable sample from a slot on, and the epoch of the slot."""
-        epoch, position = divmod(slot, len(self.source))
-        for step in range(len(self.source)):
-            index = int(order(epoch)[(position + step) % len(self.source)])
+        epoch, position = divmod(slot, self.records)
+        for step in range(self.records):
+            index = order(epoch)[(position + step) % self.records]
             if self.bad[index]:
                 continue
             try:
@@ -131,7 +184,7 @@ class TrainStream(IterableDataset[RawBatch]):
     def _count_bad(self, index: int, reason: str) -> None:
         self.bad[index] = True
         self.reasons.append(reason)
-        bad, total = int(self.bad.sum()), len(self.source)
+        bad, total = int(self.bad.sum()), self.records
         allowed = max(_ALWAYS_TOLERATED, int(self.max_bad * total)) if self.max_bad else 0
 
         _log.warning("bad sample %d (at most %d of %d allowed): %s", bad, allowed, total, reason)

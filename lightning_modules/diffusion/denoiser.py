@@ -77,7 +77,7 @@ class Denoiser:
         """The network's own estimate of the clean state, neither guided nor bounded, `[B,C,h,w]`."""
         output = self.output(x_t, t)
         x0 = self.parameterization.x0(self.process, output, x_t=x_t, anchor=self.anchor, t=t)
-        return x0 if self.activity is None else torch.where(self.activity.mask(t), x0, self.anchor.to(x0))
+        return x0 if self.activity is None else torch.where(self.diffusing(t), x0, self.anchor.to(x0))
 
     def output(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's output, `[B,C,h,w]`, in the type of `x_t` whatever the precision of the network."""
@@ -94,7 +94,7 @@ class Denoiser:
         """Which pixels diffuse in a step that starts at `t [B]`: boolean `[B,1,h,w]`, or `[B,1,1,1]` where all do."""
         if self.activity is None:
             return torch.ones(len(t), 1, 1, 1, dtype=torch.bool, device=self.anchor.device)
-        return self.activity.mask(t)
+        return self.activity.mask(t).to(self.anchor.device)
 
     def during(self, t: Tensor) -> Self:
         """The denoiser of one step that starts at `t [B]`: the pixels that diffuse are those of `t`, at any time."""

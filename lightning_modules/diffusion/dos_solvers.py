@@ -57,6 +57,11 @@ class DoSMultistep(Sampler):
         corrected = "c" if self.third == "corrected" else ""
         return f"dos{self.order}{corrected}" + ("ref" if self.final == "reference" else "")
 
+    @property
+    def adds_noise(self) -> bool:
+        """True: the equation that it solves is stochastic."""
+        return True
+
     def grid(self, process: Process) -> Tensor:
         """See `Sampler.grid`; with `final: reference` it ends at the first table entry.
 

@@ -1,4 +1,4 @@
-"""EDM's sampler: Heun steps over the noise level, with a float64 state (arXiv:2206.00364)."""
+"""EDM's sampler: Heun steps over the noise level, with a wide state (arXiv:2206.00364)."""
 
 import math
 
@@ -10,13 +10,14 @@ from lightning_modules.diffusion.process import Process, expand
 from lightning_modules.diffusion.randomness import Randn
 from lightning_modules.diffusion.samplers import AfterStep, Heun, Memory, start
 from lightning_modules.diffusion.spacing import time_at
+from lightning_modules.float64 import widest
 
 
 class EDMHeun(Heun):
     """EDM's sampler (Algorithms 1 and 2 of arXiv:2206.00364); with `eta`, the variant of RDM's face model.
 
     Evaluates the network `2 * steps - 1` times. The steps are taken in the noise level, and the slope is
-    `(x - x0) / sigma`. The state is float64; the network runs in its own precision.
+    `(x - x0) / sigma`. The state is float64, or float32 on devices without it; the network runs in its own precision.
 
     Args:
         steps: Number of noise levels; the process spaces them.
@@ -42,6 +43,11 @@ class EDMHeun(Heun):
     def name(self, process: Process) -> str:
         """See `Sampler.name`; followed by the churn, such as "edmheun-18-churn40"."""
         return super().name(process) + (f"-churn{self.churn:g}" if self.churn > 0 else "")
+
+    @property
+    def adds_noise(self) -> bool:
+        """See `Sampler.adds_noise`."""
+        return self.eta > 0 or self.churn > 0
 
     def grid(self, process: Process) -> Tensor:
         """See `Sampler.grid`.
@@ -70,12 +76,13 @@ class EDMHeun(Heun):
         return (x - x0) / expand(process.std(t), x)
 
     def init(self, denoiser: Denoiser, t: Tensor, randn: Randn) -> tuple[Tensor, Memory]:
-        """See `Sampler.init`; the state is float64."""
-        return start(denoiser, denoiser.anchor.double(), t, randn), ()
+        """See `Sampler.init`; the state is in the widest type of the device."""
+        anchor = denoiser.anchor
+        return start(denoiser, anchor.to(widest(anchor.device)), t, randn), ()
 
     def estimate(self, denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
-        """The denoiser's estimate, computed in its own precision and returned in float64."""
-        return denoiser(x.to(denoiser.anchor.dtype), t).double()
+        """The denoiser's estimate, computed in its own precision and returned in that of the state."""
+        return denoiser(x.to(denoiser.anchor.dtype), t).to(x.dtype)
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, memory: Memory, *, t: Tensor, s: Tensor, randn: Randn

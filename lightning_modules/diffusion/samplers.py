@@ -61,6 +61,11 @@ class Sampler(ABC):
         """The first part of `name`, such as "ddim"."""
         return type(self).__name__.lower()
 
+    @property
+    def adds_noise(self) -> bool:
+        """Whether steps draw fresh noise; otherwise the start of a run determines its result."""
+        return self.eta > 0
+
     def grid(self, process: Process) -> Tensor:
         """The times of a run, float64 `[steps + 1]`, falling to 0.
 
@@ -233,6 +238,11 @@ class DPMSolverPlusPlus(Sampler):
     def solver(self) -> str:
         """See `Sampler.solver`."""
         return "dpmpp2msde" if self.stochastic else "dpmpp2m"
+
+    @property
+    def adds_noise(self) -> bool:
+        """See `Sampler.adds_noise`."""
+        return self.stochastic
 
     def grid(self, process: Process) -> Tensor:
         """See `Sampler.grid`; a process whose mean applies an operator to x0 is refused."""

@@ -3,7 +3,10 @@
 from abc import ABC, abstractmethod
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+
+from lightning_modules.diffusion.randomness import Randn
 
 
 class Space(nn.Module, ABC):
@@ -19,8 +22,8 @@ class Space(nn.Module, ABC):
     def encode(self, image: Tensor, up: Tensor) -> Tensor:
         """The state of an image, `[B,C,H/factor,W/factor]`."""
 
-    def encode_target(self, image: Tensor, up: Tensor) -> Tensor:
-        """The state of a training target; by default that of `encode`."""
+    def encode_target(self, image: Tensor, up: Tensor, randn: Randn = torch.randn_like) -> Tensor:
+        """The state of a training target, where one is drawn with `randn`; by default that of `encode`."""
         return self.encode(image, up)
 
     @abstractmethod
@@ -89,7 +92,7 @@ class Latent(Space):
     posterior, as in the training of Stable Diffusion. The public DoSSR code samples for the start image, too.
 
     Args:
-        autoencoder: `KLAutoencoder` or `VQAutoencoder`: a module with `encode(image, sample)`, `decode(latent)`, the
+        autoencoder: `KLAutoencoder` or `VQAutoencoder`: a module with `encode(image, randn)`, `decode(latent)`, the
             side of a latent pixel in image pixels, `factor`, and the factor on latents, `scale`.
     """
 
@@ -101,13 +104,13 @@ class Latent(Space):
 
     def encode(self, image: Tensor, up: Tensor) -> Tensor:
         """The mode of the posterior of `image`, times `scale`."""
-        return self._encode(image, sample=False)
+        return self._encode(image, None)
 
-    def encode_target(self, image: Tensor, up: Tensor) -> Tensor:
+    def encode_target(self, image: Tensor, up: Tensor, randn: Randn = torch.randn_like) -> Tensor:
         """A sample of the posterior of `image`, times `scale`."""
-        return self._encode(image, sample=True)
+        return self._encode(image, randn)
 
-    def _encode(self, image: Tensor, sample: bool) -> Tensor:
+    def _encode(self, image: Tensor, randn: Randn | None) -> Tensor:
         """The scaled latent, float32.
 
         Raises:
@@ -119,7 +122,7 @@ class Latent(Space):
                 f"a {width}x{height} image has no whole latent: height and width must be multiples of {self.factor} "
                 "pixels; set data.init_args.crop to such a multiple"
             )
-        latent: Tensor = self.autoencoder.encode(image, sample=sample).float() * self.scale
+        latent: Tensor = self.autoencoder.encode(image, randn).float() * self.scale
         return latent
 
     def decode(self, state: Tensor, up: Tensor) -> Tensor:

@@ -120,7 +120,8 @@ class Activity:
 
     Attributes:
         process: The forward process, whose `run_share` is the clock.
-        joins: Share of the run that lies ahead when a pixel joins, float64 `[B,1,h,w]`; from 1 on it always diffuses.
+        joins: Share of the run that lies ahead when a pixel joins, `[B,1,h,w]`; from 1 on it always diffuses. See
+            `in_float64`.
         sparse: How the network is evaluated; None: on whole states.
         tiles: `joins` of each tile, float64 `[B,rows,columns]` on the CPU; only with `sparse`.
         statistics: Of the network under the condition, and under the null condition; only where they are replayed.
@@ -148,7 +149,7 @@ class Activity:
         return cls(process, joins, sparse, tiles, statistics, torch.arange(number))
 
     def mask(self, t: Tensor) -> Tensor:
-        """Which pixels diffuse in a step that starts at `t [B]`: boolean `[B,1,h,w]`."""
+        """Which pixels diffuse in a step that starts at `t [B]`: boolean `[B,1,h,w]`, where `joins` is."""
         return diffuses(self.joins, self._share(t))
 
     def _share(self, t: Tensor) -> Tensor:
@@ -163,7 +164,7 @@ class Activity:
         tiles, images, pinned = (
             None if value is None else value[rows.cpu()] for value in (self.tiles, self.images, self.pinned)
         )
-        return replace(self, joins=self.joins[rows], tiles=tiles, images=images, pinned=pinned)
+        return replace(self, joins=self.joins[rows.to(self.joins.device)], tiles=tiles, images=images, pinned=pinned)
 
     def unconditional(self) -> Self:
         """The same for evaluations under the null condition, which have statistics of their own."""

@@ -15,6 +15,7 @@ from lightning_modules.diffusion.parameterization import Noised
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.randomness import KeyedNoise
 from lightning_modules.diffusion.sparse import ROUNDING, Activity, Sparse, diffuses
+from lightning_modules.float64 import in_float64
 
 SURPRISING = 0.01  # share of pixels that never diffused, above which a warning is given
 PREVIEW_TIMES = (0.75, 0.5, 0.25)  # shares of the run at which a sample grid shows the mask
@@ -179,7 +180,7 @@ class YODA(nn.Module):
             stored: The map that the data carries, `[B,1,*size]` in [0, 1], which is taken instead of computing one.
 
         Returns:
-            `[B,1,H/factor,W/factor]` in [0, 1], float64.
+            `[B,1,H/factor,W/factor]` in [0, 1], see `in_float64`.
 
         Raises:
             ValueError: the stored map has another size, or the tiles do not fit the images.
@@ -193,12 +194,15 @@ class YODA(nn.Module):
         self._check_image(name=name, size=grid, scale=size[0] // lr.shape[-2], factor=factor)
 
         attention: Tensor = self.attention(lr) if stored is None else stored
-        attention = resize(attention.double(), grid)
+        attention = resize(in_float64(attention), grid)
         return attention if self.sparse is None else on_tiles(attention, self.sparse.tile, self.tile_statistic)
 
     def mask(self, attention: Tensor, share: Tensor) -> Tensor:
-        """Which pixels diffuse where `share [B]` of a run lies ahead: `[B,1,h,w]` in {0, 1}, from a map `[B,1,h,w]`."""
-        return diffuses(attention.double() + self.lower_bound, share).float()
+        """Which pixels diffuse where `share [B]` of a run lies ahead: `[B,1,h,w]` in {0, 1}, from a map `[B,1,h,w]`.
+
+        The mask is where the map is: see `in_float64`.
+        """
+        return diffuses(in_float64(attention) + self.lower_bound, share).float()
 
     def training_input(self, process: Process, noised: Noised, mask: Tensor) -> Tensor:
         """What the network is shown in training, `[B,C,h,w]`: see `input_mode`."""
@@ -217,7 +221,7 @@ class YODA(nn.Module):
 
     def activity(self, process: Process, attention: Tensor, times: Tensor) -> Activity:
         """When each pixel joins in a run along `times`, falling, from a map `[B,1,h,w]`."""
-        joins = attention.double() + self.lower_bound
+        joins = in_float64(attention) + self.lower_bound
         if self.whole_end:
             steps = len(times) - 1
             last = math.ceil(self.lower_bound * steps - ROUNDING)
@@ -249,14 +253,14 @@ class Fill:
     def __init__(self, process: Process, anchor: Tensor, activity: Activity, randn: KeyedNoise, *, fixed: bool) -> None:
         self.process, self.anchor, self.activity, self.randn = process, anchor, activity, randn
         self.fixed = process.noise(anchor, randn) if fixed else None
-        self.diffused = torch.zeros_like(activity.joins, dtype=torch.bool)
+        self.diffused = torch.zeros_like(activity.joins, dtype=torch.bool, device=anchor.device)
 
     def __call__(self, x_s: Tensor, *, t: Tensor, s: Tensor) -> Tensor:
         """The state that goes on, `[B,C,h,w]`; `t` and `s` are `[B]`."""
         anchor, process = self.anchor, self.process
         noise = process.noise(anchor, self.randn) if self.fixed is None else self.fixed
         waiting = process.diffuse(x0=anchor, anchor=anchor, t=s, noise=noise)
-        mask = self.activity.mask(t)
+        mask = self.activity.mask(t).to(x_s.device)
         self.diffused = self.diffused | (mask & (s < t).to(mask.device).view(-1, 1, 1, 1))
         return torch.where(mask, x_s, waiting.to(x_s))
 

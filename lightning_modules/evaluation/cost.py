@@ -87,8 +87,8 @@ class Meter:
         return peak_memory(self.device)
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
 
 def peak_memory(device: torch.device) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A comparison as one self-contained HTML file, with a slider between any two methods and the error map."""
 
-import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,9 @@ from PIL import Image
 
 from lightning_modules.evaluation.comparison import Comparison
 from lightning_modules.evaluation.figures import Panel, cropped
+from lightning_modules.evaluation.slider import data_url, render
 from lightning_modules.evaluation.tables import differences_table, facts, scores_table
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
 SIDE = 640  # pixels of an image that the page shows around the place where methods disagree
 
 
@@ -29,19 +28,13 @@ def write_page(comparison: Comparison, shown: Sequence[Panel], figures: Sequence
     Raises:
         ModuleNotFoundError: jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise ModuleNotFoundError("pages need jinja2: install this project's extra `report`") from error
-
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template.policies["json.dumps_kwargs"] = {}  # the layers in the order of the table
-    page = template.from_string(TEMPLATE.read_text()).render(
+    page = render(
+        "page.html.jinja",
         title=comparison.first.protocol or "Comparison",
         scores=scores_table(comparison),
         differences=differences_table(comparison),
         facts=list(facts(comparison)),
-        figures=[(figure.stem, _data_url(figure.read_bytes())) for figure in figures],
+        figures=[(figure.stem, data_url(figure.read_bytes())) for figure in figures],
         panels=[_panel(panel) for panel in shown],
         runs=[_run(comparison, label) for label in (method.label for method in comparison.methods)],
     )
@@ -55,7 +48,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "key": panel.key,
         "width": width,
         "height": height,
-        "layers": {label: _data_url(_png(pixels)) for label, pixels in layers.items()},
+        "layers": {label: data_url(_png(pixels)) for label, pixels in layers.items()},
     }
 
 
@@ -79,7 +72,3 @@ def _png(pixels: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

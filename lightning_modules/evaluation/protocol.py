@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_modules.config import CONFIGS, layers, read_yaml
 from lightning_modules.config_errors import ConfigError
+from lightning_modules.config_files import CONFIGS, layers, read_yaml
 
 FOLDER = CONFIGS / "protocol"
 MARK = "UnderProtocol"  # the callback that names it

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
-from lightning_modules.metrics.weights import digest
+from lightning_modules.weight_files import digest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("lightning_modules", "datamodules", "callbacks")

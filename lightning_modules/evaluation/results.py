@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,7 +109,7 @@ def read_results(path: str | Path) -> Results:
     """Reads a results file, or the one in a folder.
 
     Raises:
-        ResultsError: it is missing, cut off, or no results file of this version.
+        ResultsError: it is missing, cut off, no results file of this version, or holds something else than it must.
     """
     path = Path(path).expanduser()
     path = path / NAME if path.is_dir() else path
@@ -125,7 +125,37 @@ def read_results(path: str | Path) -> Results:
     missing = [key for key in NEEDED if key not in content]
     if missing:
         raise ResultsError(f"{path}: lacks {', '.join(missing)}; measure it again")
+    for wrong in _wrong(content):
+        raise ResultsError(f"{path}: {wrong}; measure it again")
     return Results(path, content)
+
+
+def _wrong(content: Mapping[str, Any]) -> Iterator[str]:
+    """What of an entry is not as `write_results` is given it."""
+    for name in ("definitions", "means", "data", "method", "measured"):
+        if not isinstance(content[name], dict):
+            yield f"{name} must be a mapping, got {content[name]!r:.80}"
+    for name in ("name", "sampler", "config_sha256"):
+        if name not in content["method"]:
+            yield f"method lacks {name}"
+
+    columns = ["model"] + ([content["baseline"]] if content["baseline"] is not None else [])
+    for score, definition in content["definitions"].items():
+        if not isinstance(definition, dict) or definition.get("better") not in ("higher", "lower"):
+            yield f"definitions: {score} must say whether higher or lower is better, got {definition!r:.80}"
+        means = content["means"].get(score)
+        if not isinstance(means, dict) or not all(column in means and _is_number(means[column]) for column in columns):
+            yield f"means: {score} must have a number for {' and '.join(columns)}, got {means!r:.80}"
+
+    for row in content["rows"] if isinstance(content["rows"], list) else [content["rows"]]:
+        named = isinstance(row, dict) and isinstance(row.get("image"), str) and isinstance(row.get("score"), str)
+        if not named or not all(_is_number(row.get(column)) for column in columns):
+            yield f"rows must name image and score and have a number for {' and '.join(columns)}, got {row!r:.120}"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is one that `write_results` writes for a number."""
+    return value in (None, "Infinity", "-Infinity") or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def write_results(path: Path, content: Mapping[str, Any]) -> None:

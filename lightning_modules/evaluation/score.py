@@ -12,13 +12,15 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.degradations.enlarge import enlarge
-from lightning_modules.config import PARSER, layers, read_yaml
+from lightning_modules.config import PARSER
 from lightning_modules.config_errors import ConfigError, Source, parse
+from lightning_modules.config_files import layers, read_yaml
 from lightning_modules.evaluation.conventions import Collected
 from lightning_modules.evaluation.folders import Pair, check_sizes, pairs_of, read_pair
 from lightning_modules.evaluation.protocol import Protocol, read_protocol
 from lightning_modules.evaluation.provenance import code, sha256_of
 from lightning_modules.evaluation.results import NAME, ResultsError, table_means, table_rows, write_results
+from lightning_modules.float64 import widest
 from lightning_modules.metrics.lpips import LPIPS
 from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.metrics.score import Score, SetScore
@@ -164,7 +166,7 @@ def _measure(
         if collected is not None:
             collected.add(pixels["sr"], pixels["hr"])
 
-        images = {kind: image.to(device).double() / 255 for kind, image in pixels.items()}
+        images = {kind: image.to(device).to(widest(device)) / 255 for kind, image in pixels.items()}
         measured = {"": images["sr"]}
         if "lr" in images:
             measured["bicubic/"] = bicubic(images["lr"], pixels["sr"].shape[-1] // pixels["lr"].shape[-1])
@@ -176,7 +178,7 @@ def _measure(
 
 def bicubic(lr: Tensor, scale: int) -> Tensor:
     """MATLAB's enlargement of images `[B,3,h,w]` in [0, 1], of 8 bits."""
-    return (255 * enlarge(lr.float(), scale=scale, kernel="matlab").clamp(0, 1)).round().double() / 255
+    return (255 * enlarge(lr.float(), scale=scale, kernel="matlab").clamp(0, 1)).round().to(lr) / 255
 
 
 def _content(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.base import DiffusionModule
-from lightning_modules.config import CONFIGS, build_part, load_method
+from lightning_modules.config import build_part, load_method
 from lightning_modules.config_errors import ConfigError
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.diffusion.process import Process
 from lightning_modules.diffusion.samplers import Sampler
 from lightning_modules.evaluation.compare import write_report
@@ -18,6 +19,7 @@ from lightning_modules.evaluation.provenance import code, file_digest, sha256_of
 from lightning_modules.evaluation.results import NAME, read_results
 from lightning_modules.evaluation.tables import markdown, scores_table
 from lightning_modules.running.experiment import quieten, run
+from lightning_modules.weights import MODEL, resolve
 
 FOLDER = CONFIGS / "sampler"
 NOT_SWEPT = "skip_policy"  # belongs to the process that it was trained on
@@ -109,10 +111,10 @@ def named_checkpoints(listed: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for text in listed:
         name, equals, given = text.partition("=")
-        path = Path(given if equals and not Path(text).exists() else text).expanduser()
+        path = resolve(given if equals and not Path(text).exists() else text)
         if not equals or Path(text).exists():
             in_run = path.parent.name == "checkpoints" and path.parent.parent.name.startswith("version_")
-            name = path.parents[2].name if in_run else path.stem
+            name = path.parents[2].name if in_run else path.parent.name if path.name == MODEL else path.stem
         if name in found:
             raise ConfigError(f"{found[name]} and {path} are both called {name!r}: name them, A=FILE B=FILE")
         found[name] = path

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_modules.metrics.library import LibraryScore
 from lightning_modules.metrics.score import TorchMetric
-from lightning_modules.metrics.weights import WeightFile
+from lightning_modules.weight_files import WeightFile
 
 URL = "https://github.com/miccunifi/ARNIQA/releases/download/weights"
 REGRESSORS = {

@@ -10,7 +10,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from lightning_modules.metrics.library import require, torch_hub
 from lightning_modules.metrics.score import SetScore
-from lightning_modules.metrics.weights import WeightFile, obtain
+from lightning_modules.weight_files import WeightFile, obtain
 
 _log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import torchmetrics
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from lightning_modules.metrics.image_features import FILES, WIDTHS, ImageFeatures
+from lightning_modules.metrics.image_features import WIDTHS, ImageFeatures, file_of
 from lightning_modules.metrics.score import FullReferenceScore
-from lightning_modules.metrics.weights import obtain, read_tensors
+from lightning_modules.weight_files import obtain, read_tensors
 
 LEARNED = Path(torchmetrics.__file__).parent / "functional" / "image" / "dists_models" / "weights.pt"  # the authors'
 CHANNELS = (3, *WIDTHS["vgg"])  # the image itself is the first stage
@@ -47,7 +47,7 @@ class DISTS(FullReferenceScore):
         """See `Loadable.load`."""
         if self.files:
             return
-        path = obtain(FILES["vgg"], self.weights, needed_by="DISTS")
+        path = obtain(file_of("vgg"), self.weights, needed_by="DISTS")
         self.network.load(path)
         learned = read_tensors(LEARNED)
         self.alpha.copy_(learned["alpha"].flatten())

@@ -6,25 +6,18 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lightning_modules.metrics.weights import WeightFile, WeightsError, read_tensors
+from lightning_modules.weight_files import WeightFile, WeightsError, read_tensors
+from lightning_modules.weights import entry
 
 Backbone = Literal["alex", "vgg"]
 
-FILES: dict[Backbone, WeightFile] = {
-    "alex": WeightFile(
-        name="alexnet-owt-7be5be79.pth",
-        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-        sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-        also=("alexnet_features.safetensors",),
-    ),
-    "vgg": WeightFile(
-        name="vgg16-397923af.pth",
-        url="https://download.pytorch.org/models/vgg16-397923af.pth",
-        sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-        also=("vgg16_features.safetensors",),
-    ),
-}
+NAMES: dict[Backbone, str] = {"alex": "alexnet", "vgg": "vgg16"}  # of their weights
 WIDTHS: dict[Backbone, tuple[int, ...]] = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
+
+
+def file_of(backbone: Backbone) -> WeightFile:
+    """The published weights of a classifier."""
+    return entry(NAMES[backbone]).weight_files()[0]
 
 
 class ImageFeatures(nn.Module):

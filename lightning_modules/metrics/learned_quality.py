@@ -3,7 +3,7 @@
 from torch import nn
 
 from lightning_modules.metrics.library import LibraryScore
-from lightning_modules.metrics.weights import WeightFile
+from lightning_modules.weight_files import WeightFile
 
 URL = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
 CLIP = "https://openaipublic.azureedge.net/clip/models"

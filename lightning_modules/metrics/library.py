@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.metrics.score import UNAVAILABLE, MissingPackageError, NoReferenceScore
-from lightning_modules.metrics.weights import WeightFile, WeightsError, cache_folder, obtain
+from lightning_modules.weight_files import WeightFile, WeightsError, cache_folder, obtain
 
 
 class LibraryScore(NoReferenceScore):

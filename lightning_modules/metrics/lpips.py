@@ -6,9 +6,9 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
-from lightning_modules.metrics.image_features import FILES, WIDTHS, Backbone, ImageFeatures
+from lightning_modules.metrics.image_features import WIDTHS, Backbone, ImageFeatures, file_of
 from lightning_modules.metrics.score import FullReferenceScore
-from lightning_modules.metrics.weights import obtain, read_tensors
+from lightning_modules.weight_files import obtain, read_tensors
 
 LINEAR = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models"  # the authors' v0.1 layers
 
@@ -45,7 +45,7 @@ class LPIPS(FullReferenceScore):
         """See `Loadable.load`."""
         if self.files:
             return
-        path = obtain(FILES[self.backbone], self.weights, needed_by=f"LPIPS ({self.backbone})")
+        path = obtain(file_of(self.backbone), self.weights, needed_by=f"LPIPS ({self.backbone})")
         self.network.load(path)
         layers = LINEAR / f"{self.backbone}.pth"
         for mine, published in zip(self.linear, read_tensors(layers).values(), strict=True):

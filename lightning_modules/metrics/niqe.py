@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
+from lightning_modules.float64 import in_float64
 from lightning_modules.metrics.pixels import crop_border, luma
 from lightning_modules.metrics.score import NoReferenceScore
-from lightning_modules.metrics.weights import WeightFile, WeightsError, obtain
+from lightning_modules.weight_files import WeightFile, WeightsError, obtain
 
 FILE = WeightFile(
     name="niqe_pris_params.npz",
@@ -62,18 +63,16 @@ class NIQE(NoReferenceScore):
         self.name = "niqe" if block == 96 else f"niqe_block{block}"
         self.smallest = 2 * block  # a covariance needs 2x2 blocks
         self.definition = f"NIQE on rounded Y of BT.601 in studio range, blocks of {block} pixels, whole image"
-        # The numbers come from a file of their own and are no part of a checkpoint.
-        self.register_buffer("mean", torch.zeros(FEATURES, dtype=torch.float64), persistent=False)
-        self.register_buffer("covariance", torch.eye(FEATURES, dtype=torch.float64), persistent=False)
+        # No buffers: the numbers come from a file of their own, and not every device takes float64.
+        self.mean = torch.zeros(FEATURES, dtype=torch.float64)
+        self.covariance = torch.eye(FEATURES, dtype=torch.float64)
 
     def load(self) -> None:
         """See `Loadable.load`."""
         if self.files:
             return
         path = obtain(FILE, self.weights, needed_by="NIQE")
-        mean, covariance = read_model(path)
-        self.mean.copy_(mean)
-        self.covariance.copy_(covariance)
+        self.mean, self.covariance = read_model(path)
         self.record(path)
 
     @torch.no_grad()
@@ -97,14 +96,14 @@ class NIQE(NoReferenceScore):
         whole = of_blocks[~of_blocks.isnan().any(dim=1)]
         if len(whole) < 2:
             return of_blocks.new_tensor(float("nan"))
-        difference = self.mean - of_blocks.nanmean(dim=0)
-        inverse: Tensor = torch.linalg.pinv((self.covariance + whole.T.cov()) / 2)
+        difference = self.mean.to(of_blocks) - of_blocks.nanmean(dim=0)
+        inverse: Tensor = torch.linalg.pinv((self.covariance.to(of_blocks) + whole.T.cov()) / 2)
         return (difference @ inverse @ difference).sqrt()
 
 
 def luminance_of(image: Tensor) -> Tensor:
     """Y in 0..255, rounded to whole levels as MATLAB's images are: `[B,1,H,W]` float64 of `[B,3,H,W]` in [0, 1]."""
-    return (255 * luma(image.double())).round()
+    return (255 * luma(in_float64(image))).round()
 
 
 def features(luminance: Tensor, block: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_modules.metrics.weights import WeightsError, digest
+from lightning_modules.weight_files import WeightsError, digest
 
 
 class MissingPackageError(ModuleNotFoundError):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_modules.float64 import in_float64
 from lightning_modules.metrics.colour_error import ColourError
 from lightning_modules.metrics.pixels import crop_border
 from lightning_modules.metrics.psnr import PSNR
@@ -141,7 +142,7 @@ class Scorer:
                     raise ValueError(f"{', '.join(names_of(score))}: compares with targets, and {keys[0]} has none")
                 features[f"{place}/hr"] = score.features(hr)
 
-        columns = [value.double().flatten() for value in values.values()]
+        columns = [in_float64(value).flatten() for value in values.values()]
         table = torch.stack(columns, dim=1).tolist() if columns else [[] for _ in keys]  # one transfer a batch
         return [
             Measured(dict(zip(values, row, strict=True)), {name: rows[index] for name, rows in features.items()})

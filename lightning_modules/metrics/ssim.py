@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d
 
+from lightning_modules.float64 import in_float64
 from lightning_modules.metrics.pixels import luma
 from lightning_modules.metrics.psnr import Channels, described
 from lightning_modules.metrics.score import FullReferenceScore
@@ -82,7 +83,7 @@ def ssim(sr: Tensor, hr: Tensor) -> Tensor:
     """
     if min(sr.shape[-2:]) < WINDOW:
         raise ValueError(f"SSIM needs {WINDOW} pixels on each side, got {sr.shape[-1]}x{sr.shape[-2]}")
-    luminance, structure = _maps(sr.double(), hr.double())
+    luminance, structure = _maps(in_float64(sr), in_float64(hr))
     return (luminance * structure).flatten(1).mean(dim=1)
 
 
@@ -106,7 +107,7 @@ def ms_ssim(sr: Tensor, hr: Tensor) -> Tensor:
     if min(sr.shape[-2:]) < least:
         raise ValueError(f"MS-SSIM needs {least} pixels on each side, got {sr.shape[-1]}x{sr.shape[-2]}")
 
-    a, b = sr.double(), hr.double()
+    a, b = in_float64(sr), in_float64(hr)
     terms = []
     for scale in range(len(SCALES)):
         if scale:

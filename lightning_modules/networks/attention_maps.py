@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_modules.hub import HubWeights, place_of
+from lightning_modules.weights import located
 
 Norm = Literal["minmax", "p2p98", "rank"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -293,6 +294,7 @@ def pretrained(architecture: Any, weights: str, **options: Any) -> Any:
 
     if place_of(weights) == "nowhere":
         raise FileNotFoundError(DinoMap.absent(weights))
+    weights = located(weights)
     expected = architecture.config_class.model_type
     try:
         found = AutoConfig.from_pretrained(weights).model_type

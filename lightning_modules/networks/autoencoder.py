@@ -1,5 +1,6 @@
 """Frozen autoencoders of diffusers, between which and pixels `Latent` translates."""
 
+from collections.abc import Callable
 from typing import Self, cast
 
 import torch
@@ -58,15 +59,16 @@ class KLAutoencoder(HubWeights, Frozen):
         return missing_files(AutoencoderKL, f"{weights}/{subfolder}".rstrip("/"))
 
     @torch.no_grad()
-    def encode(self, image: Tensor, sample: bool) -> Tensor:
+    def encode(self, image: Tensor, randn: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """`[B,3,H,W]` in [-1, 1] to `[B,4,H/8,W/8]`, before `scale`.
 
         Args:
             image: The image.
-            sample: Draw from the posterior, with the global generator, instead of taking its mode.
+            randn: Draws from the posterior with this noise, which has the shape of its argument; None takes its mode.
         """
         posterior = self.model.encode(image).latent_dist
-        return cast(Tensor, posterior.sample() if sample else posterior.mode())
+        mode: Tensor = posterior.mode()
+        return mode if randn is None else mode + posterior.std * randn(mode)
 
     def decode(self, latent: Tensor) -> Tensor:
         """`[B,3,H,W]`, not clamped."""
@@ -113,8 +115,8 @@ class VQAutoencoder(HubWeights, Frozen):
         return f"{missing_files(VQModel, place)}. To make the folder from ResShift's public file: {CONVERTER}"
 
     @torch.no_grad()
-    def encode(self, image: Tensor, sample: bool) -> Tensor:
-        """`[B,3,H,W]` in [-1, 1] to `[B,3,H/4,W/4]`, not quantised; `sample` has no effect: nothing is drawn."""
+    def encode(self, image: Tensor, randn: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """`[B,3,H,W]` in [-1, 1] to `[B,3,H/4,W/4]`, not quantised; `randn` has no effect: nothing is drawn."""
         return cast(Tensor, self.model.encode(image).latents)
 
     def decode(self, latent: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.hub import DOWNLOAD, HubWeights, frozen, missing_files
+from lightning_modules.hub import DOWNLOAD, HubWeights, frozen, missing_files, place_of
+from lightning_modules.weights import located
 
 BFLOAT16 = 1e-2  # relative difference of weights that were stored in bfloat16
 
@@ -54,7 +55,7 @@ class ControlledUNet(HubWeights, nn.Module):
         super().__init__()
         from diffusers import UNet2DConditionModel  # takes seconds to import
 
-        self.weights = weights
+        weights = self.weights = located(weights) if place_of(weights) != "nowhere" else weights
         self.unet = frozen(UNet2DConditionModel, weights, subfolder="unet")
         self.controlnet = controlnet_for(self.unet)
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from lightning_modules.checkpoint import CheckpointError, published_state, write_checkpoint
+from lightning_modules.checkpoint import CheckpointError, own_state, published_state, write_checkpoint, write_export
 from lightning_modules.config import configured_model
 from lightning_modules.published.autoencoder import convert
 from lightning_modules.super_resolver import SuperResolver
@@ -33,6 +33,18 @@ def import_weights(model: SuperResolver, path: str | Path) -> None:
         model.load_state_dict(adapter_of(type(model))(model, state))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def import_file(file: str | Path, config: str | Path, folder: str | Path) -> None:
+    """Makes an exported method of a published file, see `import_weights`: what an entry of `configs/weights` names."""
+    model, resolved = configured_model(config)
+    import_weights(model, file)
+    write_export(own_state(model), resolved, Path(folder))
+
+
+def import_autoencoder(file: str | Path, config: None, folder: str | Path) -> None:
+    """Makes a folder for diffusers of ResShift's autoencoder, see `convert`; it needs no config."""
+    convert(file, folder)
 
 
 def adapter_of(method: type[SuperResolver]) -> Adapter:

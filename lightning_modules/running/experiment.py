@@ -45,12 +45,13 @@ DESCRIPTIONS = {
     "fit": "Trains a method: --config EXPERIMENT.yaml, further --config files laid over it, single options. With "
     "--ckpt_path a run goes on; `last` is the newest last.ckpt of the experiment, `best` its best by the monitored "
     "metric. --verify_resume N trains N steps twice, once with a kill amid them, and compares.",
-    "validate": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on its validation data.",
-    "test": "Scores a checkpoint (--ckpt_path, a file or `last` or `best`) on test data: --on set5 set14 b100 names "
-    "configs of configs/data, config files or folders, each tested in turn, with one table for all; or --config "
-    "configs/data/set5.yaml once. The images are kept; --save_images false leaves them out.",
-    "predict": "Enlarges images: --ckpt_path CHECKPOINT --input IMAGE_OR_FOLDER [--input MORE] --output FOLDER "
-    "[--skip_existing | --overwrite]. "
+    "validate": "Scores a checkpoint (--ckpt_path: a file, a name of `lightning weights`, `last` or `best`) on its "
+    "validation data.",
+    "test": "Scores a checkpoint (--ckpt_path: a file, a name of `lightning weights`, `last` or `best`) on test data: "
+    "--on set5 set14 b100 names configs of configs/data, config files or folders, each tested in turn, with one table "
+    "for all; or --config configs/data/set5.yaml once. The images are kept; --save_images false leaves them out.",
+    "predict": "Enlarges images: --input IMAGE_OR_FOLDER [--input MORE] --output FOLDER "
+    "[--ckpt_path CHECKPOINT_OR_NAME] [--skip_existing | --overwrite]. "
     "--input and --output are short for the options of datamodules.folder.Folder and "
     "callbacks.prediction_writer.PredictionWriter.",
 }
@@ -170,6 +171,9 @@ class CLI(LightningCLI):
         assert isinstance(args, list)
         known = list(self._subcommand_parsers[self.line.command].get_defaults().keys())
         self.config = parse(parser, args, Source(self.line.files, self.line.options, known))
+        seed = self.config[self.line.command].seed_everything
+        if seed is not True and not 0 <= seed < 2**32:
+            raise ConfigError(f"--seed_everything: must be 0 to {2**32 - 1}, got {seed}")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the checkpoint's arguments were the first layer, so that all others beat them."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from lightning_modules.config import CONFIGS, read_yaml
-from lightning_modules.metrics.weights import cache_folder
+from lightning_modules.config_files import CONFIGS, read_yaml
+from lightning_modules.weight_files import folders
 
 PACKAGES = ("torch", "lightning", "jsonargparse", "torchmetrics", "diffusers", "transformers")
 EXTRAS = {"report": "matplotlib", "tensorboard": "tensorboard", "wandb": "wandb", "pyiqa": "pyiqa", "clip_iqa": "piq"}
@@ -116,14 +116,13 @@ def _wandb() -> Iterator[Line]:
 
 
 def _weights() -> Iterator[Line]:
-    folders = [Path(os.environ["DIFFSR_WEIGHTS"]).expanduser()] if "DIFFSR_WEIGHTS" in os.environ else []
-    for folder in [*folders, cache_folder()]:
+    for folder in folders():
         files = (
             sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".lock")
             if folder.is_dir()
             else []
         )
-        yield "weights", f"{folder}: {', '.join(files) or 'none; they are downloaded when a score needs them'}"
+        yield "weights", f"{folder}: {', '.join(files) or 'none; see lightning weights'}"
 
 
 def _data() -> Iterator[Line]:

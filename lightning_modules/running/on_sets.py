@@ -5,8 +5,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lightning_modules.config import CONFIGS, RUNS, read_command_line, take_option
+from lightning_modules.config import RUNS, read_command_line, take_option
 from lightning_modules.config_errors import ConfigError
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.evaluation.results import NAME, Results, read_results
 from lightning_modules.evaluation.summary import table
 from lightning_modules.running.experiment import main as run_one

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError, read_checkpoint
 from lightning_modules.config import configured_model
+from lightning_modules.diffusion.randomness import StepDraws
 
 
 def replay(path: Path, device: str = "cpu") -> list[str]:
@@ -40,7 +41,8 @@ def replay(path: Path, device: str = "cpu") -> list[str]:
     model.train().to(device)
     tensors = {name: value.to(device) for name, value in read_checkpoint(path.with_suffix(".safetensors")).items()}
     batch: Any = {**tensors, "key": record["key"]}
-    torch.manual_seed(record["seed"])
+    model.step_draws = StepDraws(record["seed"], record["rank"], record["world_size"])
+    model.step_draws.seed_generators()
     half = torch.float16 if record["precision"].startswith("16") else torch.bfloat16
 
     precision = torch.autocast(device, half, enabled="mixed" in record["precision"])
@@ -89,6 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints what a repeated step shows."""
     parser = argparse.ArgumentParser("lightning replay", description="Repeats a training step whose loss was NaN.")
     parser.add_argument("record", type=Path, help="RUN/nan/step-<n>-rank-<r>.json")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(torch.accelerator.current_accelerator(check_available=True) or "cpu"))
     options = parser.parse_args(arguments)
     print("\n".join(replay(options.record, options.device)))

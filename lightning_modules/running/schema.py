@@ -11,7 +11,8 @@ from typing import Any, Union, cast, get_args, get_origin
 
 from jsonargparse import ArgumentParser, _completions_jsonschema
 
-from lightning_modules.config import CONFIGS, read_command_line
+from lightning_modules.config import read_command_line
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.running.experiment import CLI
 from lightning_modules.whole_file import whole_file
 

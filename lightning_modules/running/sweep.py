@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.checkpoint import CheckpointError, newest
-from lightning_modules.config import read_yaml, take_option
+from lightning_modules.config import take_option
 from lightning_modules.config_errors import ConfigError
+from lightning_modules.config_files import read_yaml
 from lightning_modules.evaluation.compare import write_report
 from lightning_modules.evaluation.comparison import compare
 from lightning_modules.evaluation.results import NAME, Results, read_results

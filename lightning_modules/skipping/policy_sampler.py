@@ -54,7 +54,7 @@ class PolicySampler(SkipSampler):
         coarse, fine = super().times(process)
 
         found = process.std(fine)
-        if not torch.allclose(found.cpu(), self.levels.cpu(), rtol=1e-4, atol=1e-6):
+        if not torch.allclose(found.to(self.levels), self.levels, rtol=1e-4, atol=1e-6):
             raise ValueError(
                 f"{self.checkpoint}: the policy was trained at noise levels from {float(self.levels[0]):.4g} to "
                 f"{float(self.levels[-2]):.4g}, but at these times {type(process).__name__} has {float(found[0]):.4g} "

@@ -48,6 +48,18 @@ def moments(values: Tensor, correction: int) -> tuple[Tensor, Tensor]:
     return mean.to(values), (squares / (sums[0] - correction)).sqrt().to(values)
 
 
+def mean_of_all(values: Tensor) -> Tensor:
+    """This process's share of the mean of the values `[N]` that all processes have together, times their number.
+
+    So the average over processes, which DDP takes of gradients, is that mean, however many values each has.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values.mean()
+    count = values.new_tensor(values.numel())
+    distributed.all_reduce(count)
+    return values.sum() * distributed.get_world_size() / count
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A policy's outputs for recorded decisions, each `[K,B]`.
@@ -153,10 +165,10 @@ class Objective:
         log_ratio = (now.logprob - old_logprob)[counted]
         ratio = log_ratio.exp()
         kept = ratio.clamp(1 - self.clip, 1 + self.clip)
-        policy = -torch.minimum(ratio * advantage, kept * advantage).mean()
+        policy = -mean_of_all(torch.minimum(ratio * advantage, kept * advantage))
 
         error = (now.value - targets)[counted]
-        value, entropy = error.square().mean(), now.entropy[counted].mean()
+        value, entropy = mean_of_all(error.square()), mean_of_all(now.entropy[counted])
         total = policy - self.entropy_weight * entropy + self.value_weight * value
 
         spread = targets[counted].var(correction=0)

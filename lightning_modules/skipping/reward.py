@@ -49,7 +49,7 @@ class Term(nn.Module):
                 f"{width}x{height}; use larger images or another score"
             )
         measured: Tensor = self.score(sr, hr, lr)
-        return measured.float()
+        return measured.float().to(sr.device)
 
     def contribution(self, measured: Tensor) -> Tensor:
         """The summand of the reward, `[B]`, for values `[B]` of the score."""

@@ -77,7 +77,7 @@ class SkipTable:
     def _add(self, sums: dict[str, Tensor], name: str, measured: dict[str, Tensor]) -> None:
         self.columns = list(measured)
         # Sums in float64 and not means, because batches and processes have different numbers of images.
-        total = torch.stack([value.double().sum() for value in measured.values()]).cpu()
+        total = torch.stack([value.cpu().double().sum() for value in measured.values()])
         sums[name] = sums[name] + total if name in sums else total
 
     def gather(self) -> None:

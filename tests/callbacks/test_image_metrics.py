@@ -25,7 +25,7 @@ from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.metrics.score import FullReferenceScore, NoReferenceScore
 from lightning_modules.metrics.scorer import classic
 from lightning_modules.metrics.ssim import SSIM
-from lightning_modules.metrics.weights import WeightsError
+from lightning_modules.weight_files import WeightsError
 from tests.callbacks.small import SCALE, SIZE, Colours, SmallData, SmallResolver, batch_of, trainer_of
 from tests.datamodules.trees import save
 

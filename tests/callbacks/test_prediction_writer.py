@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.prediction_writer import PredictionWriter, write_png
+from callbacks.prediction_writer import PredictionWriter
 from datamodules.batch import Batch
 from datamodules.folder import Folder
+from datamodules.photograph import Photograph, write_photograph
 from tests.callbacks.small import SCALE, SIZE, SmallData, SmallResolver, batch_of, trainer_of
 from tests.datamodules.trees import DISPLAY_P3
 
@@ -146,7 +147,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_half_file(tmp_path: Path) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(OSError, match=r"image\.png: cannot be written \(File too large\)"):
-            write_png(tmp_path / "image.png", Image.fromarray(noise))
+            write_photograph(Photograph("noise", noise), tmp_path / "image.png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from datamodules.base import SRDataModule
-from lightning_modules.config import PARSER, layers
+from lightning_modules.config import PARSER
+from lightning_modules.config_files import layers
 
 
 def configured(configs: Sequence[str | Path], *options: str) -> SRDataModule:

@@ -36,7 +36,7 @@ from datamodules.realsr import DRealSR, RealSR
 from datamodules.shard_folder import ShardFolder
 from datamodules.stream.shards import open_split
 from lightning_modules.cli import degradation as build_degradation
-from lightning_modules.config import CONFIGS, layers, read_yaml
+from lightning_modules.config_files import CONFIGS, layers, read_yaml
 from tests.datamodules.configs import configured
 from tests.datamodules.trees import picture, save
 from tests.tiny.experiments import EXPERIMENTS

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.images import ImageError, colour_profile, decode, find_images, image_size, storable_suffix
+from datamodules.images import ImageError, decode, find_images, image_size, storable_suffix
+from datamodules.photograph import read_photograph
 from datamodules.photos import bundled
 from tests.datamodules.trees import DISPLAY_P3, picture, png, save
 
@@ -137,7 +138,7 @@ def test_photographs_of_iphones_are_read(tmp_path: Path) -> None:
 
 def test_what_is_passed_over_is_counted_with_the_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path / "a.png", 0)
-    for name in ("b.cr2", "c.cr2", "notes.txt", "sub/Makefile"):
+    for name in ("b.psd", "c.psd", "notes.txt", "sub/Makefile"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -145,12 +146,13 @@ def test_what_is_passed_over_is_counted_with_the_reason(tmp_path: Path, caplog: 
         assert find_images(tmp_path) == [tmp_path / "a.png"]
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.startswith(f"{tmp_path}: 5 files are passed over: ")
-    for part in ("2 .cr2 (no image format", "1 broken links", "1 .txt (no image", "1 without a suffix (no image"):
+    for part in ("2 .psd (no image format", "1 broken links", "1 .txt (no image", "1 without a suffix (no image"):
         assert part in said
-    if find_spec("pillow_heif") is None:
-        (tmp_path / "d.heic").write_bytes(b"x")
-        find_images(tmp_path)
-        assert "1 .heic (pip install 'diffsr[heic]' reads them)" in caplog.text
+    for reader, suffix, extra in (("pillow_heif", "heic", "heic"), ("rawpy", "cr2", "raw")):
+        if find_spec(reader) is None:
+            (tmp_path / f"d.{suffix}").write_bytes(b"x")
+            find_images(tmp_path)
+            assert f"1 .{suffix} (pip install 'diffsr[{extra}]' reads them)" in caplog.text
 
 
 def test_linked_folders_are_followed_and_a_circle_ends(tmp_path: Path) -> None:
@@ -230,8 +232,8 @@ def test_a_camera_that_says_adobe_rgb_without_a_profile_is_named(caplog: pytest.
 
 def test_the_profile_of_a_file_can_be_asked_for(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode(picture(0), "PNG", icc_profile=DISPLAY_P3))
-    assert colour_profile(tmp_path / "a.png") == DISPLAY_P3
-    assert colour_profile(save(tmp_path / "b.png", 0)) is None
+    assert read_photograph(tmp_path / "a.png", "a").profile == DISPLAY_P3
+    assert read_photograph(save(tmp_path / "b.png", 0), "b").profile is None
 
 
 # Damage.

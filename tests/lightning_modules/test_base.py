@@ -313,7 +313,7 @@ def test_a_fork_of_a_fill_draws_the_same_noise_and_leaves_the_first_alone() -> N
 
 def test_training_noises_the_spaces_target_towards_the_anchor() -> None:
     model, images = srdiff(), batch()
-    model.space.encode_target = lambda image, up: torch.full_like(image, 0.25)  # type: ignore[method-assign]
+    model.space.encode_target = lambda image, up, randn: torch.full_like(image, 0.25)  # type: ignore[method-assign]
     model.process = RectifiedFlow(from_anchor=True, sigma=0.5)
     model.process.noise = lambda like, randn=torch.randn_like: torch.full_like(like, 3.0)  # type: ignore[method-assign]
     anchor = torch.full_like(images["up"], -1.0)

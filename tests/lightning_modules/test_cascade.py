@@ -13,7 +13,8 @@ from datamodules.batch import Batch, make_batch
 from datamodules.seeds import Seeds
 from lightning_modules.cascade import Cascade
 from lightning_modules.checkpoint import CheckpointError, write_checkpoint
-from lightning_modules.config import CONFIGS, build, load_method
+from lightning_modules.config import build, load_method
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.diffusion.edm_samplers import EDMHeun
 from lightning_modules.diffusion.relay_sampler import RelayHeun
 from lightning_modules.running.experiment import run

@@ -9,8 +9,9 @@ import torch
 from datamodules.degradations.bicubic import Bicubic
 from lightning_modules.checkpoint import CheckpointError, newest
 from lightning_modules.cli import degradation
-from lightning_modules.config import CONFIGS, layers, read_command_line, read_yaml, take_option
+from lightning_modules.config import read_command_line, take_option
 from lightning_modules.config_errors import ConfigError
+from lightning_modules.config_files import CONFIGS, layers, read_yaml
 
 
 def test_layers_are_depth_first_and_end_with_the_file(tmp_path: Path) -> None:
@@ -66,18 +67,21 @@ def test_typed_options_come_after_the_files() -> None:
     assert flags[-2:] == ["--trainer.max_steps", "3"]
 
 
+MODEL = ["--model", "lightning_modules.cascade.Cascade"]  # otherwise the packaged model is looked for
+
+
 def test_several_inputs_are_several(tmp_path: Path) -> None:
-    one = read_command_line(["predict", "--input", "a"]).asked["data"]["init_args"]
-    two = read_command_line(["predict", "--input", "a", "--input=b", "--output", "c"])
+    one = read_command_line(["predict", *MODEL, "--input", "a"]).asked["data"]["init_args"]
+    two = read_command_line(["predict", *MODEL, "--input", "a", "--input=b", "--output", "c"])
     assert one == {"predict": "a"} and two.asked["data"]["init_args"] == {"predict": ["a", "b"]}
     assert two.asked["trainer"]["callbacks"][0]["init_args"] == {"folder": "c"}
-    again = read_command_line(["predict", "--skip_existing", "--input", "a", "--output", "c"])
+    again = read_command_line(["predict", *MODEL, "--skip_existing", "--input", "a", "--output", "c"])
     assert again.asked["trainer"]["callbacks"][0]["init_args"] == {"folder": "c", "skip_existing": True}
-    assert read_command_line(["predict", "--overwrite"]).asked["trainer"]["callbacks"][0]["init_args"] == {
+    assert read_command_line(["predict", *MODEL, "--overwrite"]).asked["trainer"]["callbacks"][0]["init_args"] == {
         "overwrite": True
     }
     with pytest.raises(ConfigError, match="--output is given 2 times"):
-        read_command_line(["predict", "--input", "a", "--output", "b", "--output", "c"])
+        read_command_line(["predict", *MODEL, "--input", "a", "--output", "b", "--output", "c"])
 
 
 def test_a_checkpoint_below_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from lightning_modules.checkpoint import CheckpointError, read_checkpoint
-from lightning_modules.config import CONFIGS, configured_model, load_method
+from lightning_modules.config import configured_model, load_method
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.diffusion.color_fix import low_frequencies
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance, SelfAttentionGuidance

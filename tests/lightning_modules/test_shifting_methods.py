@@ -18,7 +18,8 @@ from lightning_modules import resshift
 from lightning_modules.base import DiffusionModule
 from lightning_modules.checkpoint import CheckpointError, load_network
 from lightning_modules.cli import main
-from lightning_modules.config import CONFIGS, configured_model
+from lightning_modules.config import configured_model
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.parameterization import AnchorResidual, Clean, ShiftedEpsilon
 from lightning_modules.diffusion.residual_shift import ResidualShift

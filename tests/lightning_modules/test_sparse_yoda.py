@@ -14,6 +14,7 @@ from lightning_modules.diffusion.edm_samplers import EDMHeun
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance, SelfAttentionGuidance
 from lightning_modules.diffusion.parameterization import Clean, Epsilon, Preconditioned
 from lightning_modules.diffusion.process import Process
+from lightning_modules.diffusion.randomness import Randn
 from lightning_modules.diffusion.relay import RelayProcess
 from lightning_modules.diffusion.relay_sampler import RelayHeun
 from lightning_modules.diffusion.residual_shift import ResidualShift
@@ -68,7 +69,7 @@ class Halving(nn.Module):
 
     factor, scale = 2, 1.0
 
-    def encode(self, image: Tensor, sample: bool) -> Tensor:
+    def encode(self, image: Tensor, randn: Randn | None) -> Tensor:
         return nn.functional.avg_pool2d(image, 2)
 
     def decode(self, latent: Tensor) -> Tensor:

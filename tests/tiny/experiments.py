@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightning_modules.config import CONFIGS, layers
+from lightning_modules.config_files import CONFIGS, layers
 
 TINY = Path(__file__).parent
 BASE = CONFIGS / "base.yaml"  # what every training experiment composes

@@ -28,6 +28,12 @@ class Recorder(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         weights = torch.cat([value.detach().flatten() for value in pl_module.parameters()]).double()
-        seen = {"keys": self.keys, "times": self.times, "images": self.images, "weights": weights.abs().sum().item()}
+        seen: dict[str, Any] = {
+            "keys": self.keys,
+            "times": self.times,
+            "images": self.images,
+            "weights": weights.abs().sum().item(),
+        }
+        seen["region"] = str(dict(pl_module.hparams).get("region"))  # as the command line gave it
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(seen))

@@ -7,7 +7,8 @@ import yaml
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from lightning_modules.checkpoint import write_checkpoint
-from lightning_modules.config import CONFIGS, configured_model
+from lightning_modules.config import configured_model
+from lightning_modules.config_files import CONFIGS
 from tests.tiny.stable_diffusion import write_latent_models
 
 TINY = Path(__file__).parent

@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -247,10 +248,21 @@ def test_a_shard_of_other_bytes_than_described_is_named(
         open_split(server, "x-train").record(0)
 
 
-def test_a_scheme_that_nobody_opens_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    source = ShardSource(["s3://bucket/x.tar"], "x", counts=[3], cache=tmp_path / "cache")
-    with pytest.raises(BadSample, match=r"s3://bucket/x\.tar: .*give pipe:COMMAND"):
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("s3://bucket/x.tar", r"s3:// needs the package s3fs, .*: pip install s3fs"),
+        ("gs://bucket/x.tar", r"gs:// needs the package gcsfs, .*: pip install gcsfs"),
+        ("nothing://bucket/x.tar", r"nothing.*pipe:COMMAND"),
+    ],
+)
+def test_a_scheme_that_cannot_be_opened_names_the_way_out(
+    url: str, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for absent in ("s3fs", "gcsfs"):
+        monkeypatch.setitem(sys.modules, absent, None)
+    source = ShardSource([url], "x", counts=[3], cache=tmp_path / "cache")
+    with pytest.raises(BadSample, match=wanted):
         source.record(0)
 
 

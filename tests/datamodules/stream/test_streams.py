@@ -1,5 +1,6 @@
 """Order: every sample once an epoch, whatever the processes; the same from any step on; bad samples counted."""
 
+import tracemalloc
 from collections import Counter
 from itertools import islice
 
@@ -10,7 +11,7 @@ import torch
 from datamodules.stream.crops import CenterCrop, RandomCrop
 from datamodules.stream.loader import Loader
 from datamodules.stream.sources import DataError
-from datamodules.stream.streams import EvalStream, Rank, RawBatch, TrainStream, epoch_order
+from datamodules.stream.streams import EpochOrder, EvalStream, Rank, RawBatch, TrainStream
 from tests.datamodules.trees import Numbers
 
 CROP = RandomCrop(size=8, scale=4, seed=0)
@@ -34,16 +35,39 @@ def same(one: list[RawBatch], other: list[RawBatch]) -> bool:
 @pytest.mark.parametrize("groups", [[5], [1, 7, 3], [4, 4, 4, 4]])
 @pytest.mark.parametrize("window", [0, 3, 1000])
 def test_an_epoch_holds_every_sample_once(groups: list[int], window: int) -> None:
-    orders = [epoch_order(groups, seed=1, epoch=epoch, window=window) for epoch in range(3)]
+    orders = [EpochOrder(groups, seed=1, epoch=epoch, window=window)[:] for epoch in range(3)]
     for order in orders:
         assert sorted(order) == list(range(sum(groups)))
     assert window == 0 or any(not np.array_equal(orders[0], order) for order in orders)
 
 
 def test_a_small_window_keeps_shards_together() -> None:
-    order = epoch_order([100] * 20, seed=0, epoch=0, window=50)
+    order = EpochOrder([100] * 20, seed=0, epoch=0, window=50)[:]
     for start in range(0, 2000, 50):
         assert len(set(order[start : start + 50] // 100)) <= 3
+
+
+@pytest.mark.parametrize("groups", [[3, 5, 0, 2], [1000] * 13, [100, 1, 5000, 20] * 4])
+@pytest.mark.parametrize("window", [0, 1, 100, 5000, 10**6])
+def test_parts_of_the_order_are_those_of_sorting_all_keys(groups: list[int], window: int) -> None:
+    rng = np.random.default_rng([3, 2])
+    starts = np.cumsum([0, *groups])
+    every = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in rng.permutation(len(groups))])
+    keys = np.arange(len(every)) + rng.uniform(0, window, len(every)) if window < len(every) else None
+    expected = rng.permutation(every) if keys is None else every[np.argsort(keys, kind="stable")]
+
+    for place in np.random.default_rng(0).integers(0, len(every), 50).tolist():
+        assert EpochOrder(groups, seed=3, epoch=2, window=window)[place] == expected[place]
+    np.testing.assert_array_equal(EpochOrder(groups, seed=3, epoch=2, window=window)[:], expected)
+
+
+def test_a_part_of_a_large_order_needs_little_memory() -> None:
+    order = EpochOrder([1000] * 2000, seed=0, epoch=0, window=10_000)
+    tracemalloc.start()
+    assert 0 <= order[1_999_999] < 2_000_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 2_000_000, "less than the numbers of the records would take as bytes"
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -98,7 +122,7 @@ def test_the_global_generator_is_left_alone() -> None:
 
 def test_a_bad_sample_leaves_its_slot_to_the_next() -> None:
     source, damaged = Numbers([10]), Numbers([10], damaged=[3, 4])
-    order = epoch_order([10], seed=0, epoch=0, window=10_000)
+    order = EpochOrder([10], seed=0, epoch=0, window=10_000)
     keys = [key for batch in take(stream(damaged, batch_size=5), 2) for key in batch["key"]]
     assert "n/3" not in keys and "n/4" not in keys
     for slot, index in enumerate(order):

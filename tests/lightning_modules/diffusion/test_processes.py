@@ -23,6 +23,7 @@ from lightning_modules.diffusion.parameterization import (
     scale_input,
 )
 from lightning_modules.diffusion.process import Process, table_time
+from lightning_modules.diffusion.randomness import Randn
 from lightning_modules.diffusion.relay import RelayProcess
 from lightning_modules.diffusion.residual_shift import ResidualShift
 from lightning_modules.diffusion.schedules import Constant, Linear
@@ -310,8 +311,8 @@ class Shown(nn.Module):
 
     factor, scale = 2, 4.0
 
-    def encode(self, image: Tensor, sample: bool) -> Tensor:
-        return image[..., ::2, ::2] + float(sample)
+    def encode(self, image: Tensor, randn: Randn | None) -> Tensor:
+        return image[..., ::2, ::2] + float(randn is not None)
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent

@@ -14,10 +14,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from skimage.data import astronaut, cat, coffee
 
-from lightning_modules.config import CONFIGS, load_method
+from lightning_modules.config import load_method
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.evaluation.results import read_results
-from lightning_modules.metrics.weights import digest
 from lightning_modules.running.experiment import run
+from lightning_modules.weight_files import digest
 
 ROOT = CONFIGS.parent
 IMAGES = 5

@@ -9,8 +9,9 @@ from PIL import Image
 from skimage.data import astronaut, cat
 
 from lightning_modules.checkpoint import write_checkpoint
-from lightning_modules.config import CONFIGS, configured_model
+from lightning_modules.config import configured_model
 from lightning_modules.config_errors import ConfigError
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.evaluation.results import read_results
 from lightning_modules.evaluation.sweep import main, named_checkpoints
 from tests.tiny.experiments import tiny_overlays

@@ -12,7 +12,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from lightning_modules.metrics.distribution import Distribution, frechet_distance, patches, precision_and_recall
 from lightning_modules.metrics.score import MissingPackageError
-from lightning_modules.metrics.weights import WeightsError
+from lightning_modules.weight_files import WeightsError
 
 
 def rows(count: int = 300, width: int = 12) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torchmetrics.functional.image import dists as reference
 
 from lightning_modules.metrics.dists import DISTS
 from lightning_modules.metrics.image_features import ImageFeatures
-from lightning_modules.metrics.weights import WeightsError
+from lightning_modules.weight_files import WeightsError
 from tests.lightning_modules.metrics.photographs import pair
 from tests.lightning_modules.metrics.test_lpips import random_weights
 

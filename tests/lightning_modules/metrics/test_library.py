@@ -13,7 +13,7 @@ from lightning_modules.metrics.clip_iqa import CLIPIQA
 from lightning_modules.metrics.learned_quality import VARIANTS, PyIQA
 from lightning_modules.metrics.library import LibraryScore
 from lightning_modules.metrics.score import MissingPackageError
-from lightning_modules.metrics.weights import WeightFile, WeightsError
+from lightning_modules.weight_files import WeightFile, WeightsError
 
 
 class Scale(nn.Module):

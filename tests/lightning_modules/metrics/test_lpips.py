@@ -14,7 +14,7 @@ from torchmetrics.functional.image import lpips as reference
 import lightning_modules.metrics.lpips as module
 from lightning_modules.metrics.image_features import Backbone, ImageFeatures
 from lightning_modules.metrics.lpips import LPIPS
-from lightning_modules.metrics.weights import WeightsError
+from lightning_modules.weight_files import WeightsError
 from tests.lightning_modules.metrics.photographs import pair
 
 DATA = Path(os.environ.get("DIFFSR_TEST_DATA", "/nowhere"))

@@ -20,7 +20,7 @@ from lightning_modules.metrics.niqe import (
     luminance_of,
     read_model,
 )
-from lightning_modules.metrics.weights import WeightsError
+from lightning_modules.weight_files import WeightsError
 
 BLOCK = 32
 PUBLISHED = Path(os.environ.get("DIFFSR_TEST_DATA", "/nowhere")) / "weights" / "niqe_pris_params.npz"

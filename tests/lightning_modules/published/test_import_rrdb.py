@@ -9,7 +9,8 @@ from torch import Tensor
 
 from datamodules.folder import Folder
 from lightning_modules.checkpoint import CheckpointError, load_network
-from lightning_modules.config import CONFIGS, load_method
+from lightning_modules.config import load_method
+from lightning_modules.config_files import CONFIGS
 from lightning_modules.metrics.lpips import LPIPS
 from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.networks.rrdb import RRDBNet

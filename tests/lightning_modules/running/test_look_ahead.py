@@ -55,6 +55,7 @@ def test_a_papers_experiment_on_a_laptop_lists_all_that_is_missing(laptop: Path)
 
 def test_offline_what_would_be_downloaded_is_missing(laptop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     lines = said("fit", "--config", str(CONFIGS / "srdiff_yoda.yaml"))
     assert len(lines) == 4 and "facebook/dino-vits8 of the attention map are neither" in lines[2]
     latent = said("fit", "--config", str(CONFIGS / "dossr_sd21.yaml"))

@@ -14,8 +14,8 @@ from lightning_modules.metrics.niqe import NIQE
 from lightning_modules.metrics.psnr import PSNR
 from lightning_modules.metrics.score import FullReferenceScore
 from lightning_modules.metrics.ssim import SSIM
-from lightning_modules.metrics.weights import WeightsError
 from lightning_modules.skipping.reward import Reward, Term
+from lightning_modules.weight_files import WeightsError
 from tests.lightning_modules.metrics.test_lpips import random_weights
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lightning_modules.metrics.weights import WeightFile, WeightsError, cache_folder, obtain, read_tensors
+from lightning_modules.weight_files import WeightFile, WeightsError, cache_folder, obtain, read_tensors
 
 CONTENT = bytes(range(256)) * 4096
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -84,12 +84,38 @@ def test_the_digest_may_be_its_beginning_or_unknown(server: Server, sha256: str)
     assert obtain(file_at(server, sha256=sha256), needed_by="a test").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(("name", "sha256"), [("net.pth", "0" * 64), ("half", DIGEST)])
-def test_a_damaged_download_leaves_nothing_behind(server: Server, name: str, sha256: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "sha256", "left"), [("net.pth", "0" * 64, [".lock"]), ("half", DIGEST, [".lock", ".part"])]
+)
+def test_of_a_damaged_download_only_what_can_be_resumed_is_left(
+    server: Server, name: str, sha256: str, left: list[str]
+) -> None:
     file = file_at(server, name, sha256)
     with pytest.raises(WeightsError, match=rf"a test needs the weights {name}.*weights: FILE"):
         obtain(file, needed_by="a test")
-    assert [path.suffix for path in cache_folder().iterdir()] == [".lock"]
+    assert sorted(path.suffix for path in cache_folder().iterdir()) == left
+
+
+def test_the_named_folder_is_downloaded_to(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DIFFSR_WEIGHTS", str(tmp_path / "mine"))
+    assert obtain(file_at(server, "part/net.pth"), needed_by="a test") == tmp_path / "mine" / "part" / "net.pth"
+
+
+def test_without_a_published_digest_that_of_the_first_download_counts(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = obtain(file_at(server, sha256=""), needed_by="a test")
+    assert "no sha256 is published for it" in caplog.text
+    assert obtain(file_at(server, sha256=""), needed_by="a test") == path
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(WeightsError, match=rf"net\.pth: its sha256 is .*, not {DIGEST}"):
+        obtain(file_at(server, sha256=""), needed_by="a test")
+
+
+def test_what_no_program_can_download_says_how_it_is_done_by_hand(server: Server) -> None:
+    file = WeightFile("net.pth", None, "")
+    with pytest.raises(WeightsError, match=r"from any address \(no program can\)\. Get it from a friend and put it"):
+        obtain(file, needed_by="a test", manual="Get it from a friend")
 
 
 def test_the_named_folder_comes_before_the_cache(

@@ -3,21 +3,19 @@
 import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from urllib.request import urlopen
 
 import torch
 from filelock import FileLock
-from rich.progress import wrap_file
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from lightning_modules.download import download
 
 _log = logging.getLogger(__name__)
 _TIMEOUT = 30.0  # seconds without a byte after which a download has failed
@@ -33,13 +31,13 @@ class WeightFile:
 
     Attributes:
         name: Its file name, by which it is found.
-        url: Where it can be downloaded.
+        url: Where it can be downloaded; None where only by hand.
         sha256: Its digest or, as in file names of torchvision, the beginning of it; "" where none is published.
         also: Other file names under which the same weights are accepted, for instance with the unused layers left out.
     """
 
     name: str
-    url: str
+    url: str | None
     sha256: str
     also: tuple[str, ...] = ()
 
@@ -51,16 +49,34 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "diffsr" / "weights"
 
 
-def obtain(file: WeightFile, given: str | None = None, *, needed_by: str) -> Path:
+def folders() -> list[Path]:
+    """Where weights are looked for: `$DIFFSR_WEIGHTS`, then `cache_folder`."""
+    named = os.environ.get("DIFFSR_WEIGHTS")
+    return [*([Path(named).expanduser()] if named else []), cache_folder()]
+
+
+def obtain(
+    file: WeightFile,
+    given: str | None = None,
+    *,
+    needed_by: str,
+    instead: str = "as `weights: FILE`",
+    manual: str | None = None,
+) -> Path:
     """The path of a file of weights: the given one, else found by name, else downloaded.
 
     The folder that `DIFFSR_WEIGHTS` names is searched first, then `cache_folder`. What is in neither is downloaded to
-    the cache by one process of each machine, while the others wait for it. `HF_HUB_OFFLINE=1` forbids all downloads.
+    the first of them that can be written to, by one process of each machine, while the others wait for it.
+
+    `HF_HUB_OFFLINE=1` forbids all downloads. Where no sha256 is published, that of the first download is noted beside
+    the file and compared later.
 
     Args:
         file: What is wanted.
         given: A path that the user gave; it is taken as it is, whatever its name and digest.
         needed_by: What needs the file, for the error: "LPIPS".
+        instead: How a path can be given, for the error.
+        manual: How the file is got by hand, for the error.
 
     Raises:
         WeightsError: the file is missing and cannot be downloaded, or has another digest.
@@ -71,65 +87,75 @@ def obtain(file: WeightFile, given: str | None = None, *, needed_by: str) -> Pat
             raise WeightsError(f"{path}: no such file, and {needed_by} was told to read its weights from it")
         return path
 
-    found = _find(file) or _download_once(file, needed_by)
-    if found.name == file.name:
+    found = find(file)
+    if found is None:
+        try:
+            return _download_once(file)
+        except (OSError, ValueError) as error:
+            raise WeightsError(missing(file, needed_by, str(error), instead, manual)) from error
+    if found.name == Path(file.name).name:
         _verify(found, file)
     return found
 
 
-def _find(file: WeightFile) -> Path | None:
-    folders = [Path(os.environ["DIFFSR_WEIGHTS"]).expanduser()] if os.environ.get("DIFFSR_WEIGHTS") else []
-    folders.append(cache_folder())
+def offline() -> bool:
+    """Whether `HF_HUB_OFFLINE` forbids downloads."""
+    return os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+
+
+def find(file: WeightFile) -> Path | None:
+    """Where a file of weights is on this machine; None where it would have to be downloaded."""
     names = (file.name, *file.also)
-    return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
+    return next((folder / name for folder in folders() for name in names if (folder / name).is_file()), None)
 
 
-def _download_once(file: WeightFile, needed_by: str) -> Path:
-    target = cache_folder() / file.name
-    try:
-        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-            raise OSError("HF_HUB_OFFLINE is set")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not target.is_file():  # another process may have brought it while this one waited
-                _download(file, target)
-    except (OSError, HTTPException, ValueError) as error:
-        raise WeightsError(missing(file, needed_by, str(error))) from error
+def _writable(folder: Path) -> bool:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return os.access(there, os.W_OK)
+
+
+def _download_once(file: WeightFile) -> Path:
+    target = next(filter(_writable, folders()), cache_folder()) / file.name
+    if file.url is None:
+        raise OSError("no program can")
+    if offline():
+        raise OSError("HF_HUB_OFFLINE is set")
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if target.is_file():  # another process has brought it while this one waited
+            return target
+        _log.warning("%s: downloading %s", target, file.url)
+        download(file.url, target, _TIMEOUT, file.sha256 or None, shown=True)
+        if not file.sha256:
+            _noted(target).write_text(f"{digest(target)}\n")
+            _log.warning("%s: no sha256 is published for it; that of this download is noted and compared later", target)
     return target
 
 
-def _download(file: WeightFile, target: Path) -> None:
-    """Writes the file beside its place and moves it there when it is complete and checked."""
-    part = target.with_name(f"{target.name}.part")
-    _log.warning("%s: downloading %s", target, file.url)
-    try:
-        with urlopen(file.url, timeout=_TIMEOUT) as answer, part.open("wb") as written:
-            length = answer.headers.get("Content-Length") if isinstance(answer, HTTPResponse) else None
-            with wrap_file(answer, total=int(length or 0), description=file.name) as content:
-                shutil.copyfileobj(content, written, 1 << 20)
-        _verify(part, file)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+def _noted(path: Path) -> Path:
+    """Where the sha256 of a first download is noted."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _verify(path: Path, file: WeightFile) -> None:
-    found = digest(path)
-    if not found.startswith(file.sha256):
+    wanted = file.sha256 or (_noted(path).read_text().strip() if _noted(path).is_file() else "")
+    found = digest(path) if wanted else ""
+    if not found.startswith(wanted):
         raise WeightsError(
-            f"{path}: its sha256 is {found}, not {file.sha256}: the copy is damaged or another file. Delete it, so "
+            f"{path}: its sha256 is {found}, not {wanted}: the copy is damaged or another file. Delete it, so "
             f"that it is downloaded again from {file.url}, or give the file that you mean as `weights: FILE`"
         )
 
 
-def missing(file: WeightFile, needed_by: str, reason: str) -> str:
+def missing(file: WeightFile, needed_by: str, reason: str, instead: str, manual: str | None) -> str:
     """What to do about weights that are not on this machine."""
     folder = os.environ.get("DIFFSR_WEIGHTS") or "DIFFSR_WEIGHTS (which is not set)"
     named = " or ".join((file.name, *file.also))
     return (
         f"{needed_by} needs the weights {named}, which are not in the folder {folder} and not in {cache_folder()}. "
-        f"They could not be downloaded from {file.url} ({reason}). Download the file elsewhere and put it into one of "
-        "these folders, or give its path as `weights: FILE`"
+        f"They could not be downloaded from {file.url or 'any address'} ({reason}). "
+        f"{manual or 'Download the file elsewhere'} and put it into one of these folders, or give its path {instead}"
     )
 
 

@@ -1,0 +1,1 @@
+"""Photographs are enlarged whole: the command, Python, and what bounds their memory."""

@@ -1,0 +1,1 @@
+"""Trained methods as folders for others: exported, verified, pushed to a hub."""
