@@ -141,7 +141,13 @@ def test_images_are_not_kept_on_request(folder: Path, monkeypatch: pytest.Monkey
 def test_a_set_without_a_score_leaves_its_cells_empty(folder: Path, tmp_path: Path) -> None:
     means = {"psnr_y": {"model": 30.0, "bicubic": 29.0}}
     content = {"format": 1, "means": means, "rows": [{"image": "a", "score": "psnr_y", "model": 30.0, "bicubic": 29.0}]}
-    content |= {"definitions": {}, "data": {}, "method": {}, "measured": {}, "baseline": "bicubic"}
+    content |= {
+        "definitions": {},
+        "data": {},
+        "method": {"name": "m", "sampler": "s", "config_sha256": "0"},
+        "measured": {},
+        "baseline": "bicubic",
+    }
     (tmp_path / "results.json").write_text(json.dumps(content))
     other = {**content, "means": {**means, "niqe": {"model": 4.0, "bicubic": 5.0}}}
     (tmp_path / "other.json").write_text(json.dumps(other))
