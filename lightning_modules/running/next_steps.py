@@ -37,5 +37,5 @@ def next_steps(trainer: Trainer, folder: Path) -> Iterator[str]:
             more += f" --model.init_args.lr_scheduler.init_args.total_steps {further}"
     yield "next"
     yield f"  test      lightning test --ckpt_path {named} --on set5 set14"
-    yield f"  enlarge   lightning predict --ckpt_path {named} --input PHOTOS --output FOLDER"
+    yield f"  enlarge   lightning enlarge PHOTOS -o FOLDER --weights {named}"
     yield f"  go on     lightning fit --config {config} --ckpt_path {shlex.quote(str(last))}{more}"
