@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 
-.PHONY: help install quickstart test test-kills test-processes test-slurm test-torchrun lint types format clean
+.PHONY: help install quickstart test test-kills test-processes test-slurm test-torchrun docs lint types format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,10 @@ test-slurm: install ## a Slurm of two nodes on this machine: requeues, a dead no
 
 test-torchrun: install ## a worker under torchrun that is killed, and one that hangs
 	$(BIN)/python -m tests.cluster.torchrun
+
+docs: install ## the documentation, in build/docs
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
 
 lint: install ## ruff
 	$(BIN)/ruff check .

@@ -22,13 +22,13 @@ ADAPTED = {
     if (ROOT / "lightning_modules" / path.name).is_file()
 }
 
-# A row of the README's table: a folder or file, what it holds, and what it may import.
+# A row of the table in docs/architecture.md: a folder or file, what it holds, and what it may import.
 ROW = re.compile(r"^\| `((?:lightning_modules|datamodules|callbacks)[\w/]*)` \|.*\|(.*)\|$", re.MULTILINE)
 
 
 def table() -> dict[str, set[str]]:
-    """What may import what, as the README says; a file belongs to the longest row that it lies in."""
-    rows = ROW.findall((ROOT / "README.md").read_text())
+    """What may import what, as docs/architecture.md says; a file belongs to the longest row that it lies in."""
+    rows = ROW.findall((ROOT / "docs" / "architecture.md").read_text())
     arrows = {row.replace("/", "."): set(re.findall(r"`([\w.]+)`", targets.replace("/", "."))) for row, targets in rows}
     arrows["lightning_modules.published"] |= ADAPTED
     return arrows
@@ -140,9 +140,9 @@ def arrows() -> dict[str, set[str]]:
 def test_the_table_names_folders_and_files_that_exist() -> None:
     names = {name_of(path) for path in FILES}
     named = set(ARROWS).union(*ARROWS.values())
-    assert named <= names, f"the README names {', '.join(sorted(named - names))}"
+    assert named <= names, f"docs/architecture.md names {', '.join(sorted(named - names))}"
     folders = {name_of(path.parent / "__init__.py") for path in FILES}
-    assert folders <= set(ARROWS), f"the README has no row for {', '.join(sorted(folders - set(ARROWS)))}"
+    assert folders <= set(ARROWS), f"docs/architecture.md has no row for {', '.join(sorted(folders - set(ARROWS)))}"
 
 
 def test_no_modules_need_each_other() -> None:
