@@ -73,18 +73,17 @@ def degradation(configs: Sequence[str], scale: int | None = None) -> Any:
 
 COMMANDS = {
     "fit": Command("train, or go on with a run", _experiment("fit")),
-    "plan": Command(
-        "what a training will need: memory, hours, checkpoint", _main("lightning_modules.running.planning")
-    ),
     "validate": Command("score a checkpoint on its validation data", _experiment("validate")),
     "test": Command("score a checkpoint on test data", _main("lightning_modules.running.on_sets")),
     "enlarge": Command("enlarge photographs", _main("lightning_modules.enlarging.command")),
     "predict": Command("enlarge images with an experiment's trainer", _experiment("predict")),
+    "plan": Command("what a training needs: memory, hours, disk", _main("lightning_modules.running.planning")),
     "pack": Command("pack images into shards to train on", _degrading("datamodules.prepare.pack")),
     "doctor": Command("examine this machine, or packed sets and folders", _doctor),
     "preview": Command("show degraded images with their recipes", _degrading("datamodules.prepare.preview")),
     "import": Command("make a checkpoint of published weights", _main("lightning_modules.published.importing")),
     "compare": Command("make tables and pictures of results", _main("lightning_modules.evaluation.compare")),
+    "sweep": Command("run the trainings or tests of a sweep file", _main("lightning_modules.running.sweep")),
     "sweep-samplers": Command("compare samplers and steps", _main("lightning_modules.evaluation.sweep")),
     "score": Command("score a folder of anyone's pictures", _main("lightning_modules.evaluation.score")),
     "weights": Command("list weights by name, and get them", _main("lightning_modules.exporting.weights_command")),

@@ -53,6 +53,7 @@ class CommandLine:
     Attributes:
         command: Its name, such as "fit".
         experiment: Name of the run's folder unless a file says otherwise.
+        overlays: Names of the configs that are laid over the first.
         files: Config files, least binding first; those before `stored` are the command's defaults.
         defaults: How many of `files` are the command's defaults.
         stored: What the checkpoint says of model and data; empty without one.
@@ -65,6 +66,7 @@ class CommandLine:
 
     command: str
     experiment: str
+    overlays: list[str]
     files: list[Path]
     defaults: int
     stored: dict[str, Any]
@@ -144,7 +146,8 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     take_option(options, "--ckpt_path")
     if path is not None:
         options.append(f"--ckpt_path={path}")
-    return CommandLine(command, experiment, files, len(defaults), stored, asked, options, scale, folder)
+    overlays = [config.stem for config in configs[1:]]
+    return CommandLine(command, experiment, overlays, files, len(defaults), stored, asked, options, scale, folder)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.edm_samplers import EDMHeun
 from lightning_modules.diffusion.parameterization import Epsilon, Noised
 from lightning_modules.diffusion.process import Process, expand
-from lightning_modules.diffusion.randomness import KeyedNoise, Randn
+from lightning_modules.diffusion.randomness import KeyedNoise, Randn, StepDraws
 from lightning_modules.diffusion.samplers import DDIM, AfterStep, DPMSolverPlusPlus, Memory, Sampler
 from lightning_modules.diffusion.yoda import Fill
 from lightning_modules.float64 import widest
@@ -221,7 +221,7 @@ class Distill(SuperResolver):
         """
         student, process, teacher = self.student, self.student.process, self._taught_by
         assert teacher is not None  # `setup` read it
-        randn = fresh(len(batch["key"]), batch["lr"].device)
+        randn = fresh(self.step_draws, len(batch["key"]), batch["lr"].device)
         taught, mask = teacher.answer(batch, randn.fork())
 
         batch, anchor = student.anchored(batch)
@@ -233,7 +233,7 @@ class Distill(SuperResolver):
         if self.weights["inverse"]:
             found["inverse"] = squared(self.inverse(denoiser, taught), noise, mask)
         if self.weights["target"]:
-            x0 = student.space.encode_target(batch["hr"], batch["up"])
+            x0 = student.space.encode_target(batch["hr"], batch["up"], randn)
             with torch.no_grad():
                 noise = self.inverse(denoiser, x0)
             found["target"] = squared(self.answer(denoiser, noise), x0, mask)
@@ -400,9 +400,9 @@ class Again(KeyedNoise):
         return super().__call__(like.to(widest(like.device))).to(like)
 
 
-def fresh(count: int, device: torch.device) -> Again:
-    """Noise for `count` samples, seeded by the global generator, which training seeds at each step."""
-    seeds = torch.randint(2**62, (count,)).tolist()
+def fresh(draws: StepDraws, images: int, device: torch.device) -> Again:
+    """Noise for the images of this process in a training step."""
+    seeds = draws.of_all(lambda count: torch.randint(2**62, (count,)), images).tolist()
     return Again(torch.Generator(device).manual_seed(seed) for seed in seeds)
 
 

@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image
@@ -81,13 +82,33 @@ def test_wandb_has_the_table_the_summary_and_the_provenance(here: Path, wandb: A
         assert name in content
 
 
-def test_wandb_has_checkpoints_as_artifacts(here: Path, wandb: Any) -> None:
-    trained = run(["fit", *arguments(CONFIGS / "sr3.yaml"), *overlay("wandb")])
-    name = f"model-{trained.trainer.loggers[1].experiment.id}"
+def test_wandb_has_checkpoints_as_artifacts_names_and_best_values(here: Path, wandb: Any) -> None:
+    options = ["--model.init_args.optimizer.init_args.lr", "0.5", "--trainer.max_steps=2"]
+    trained = run(["fit", *arguments(CONFIGS / "sr3.yaml"), *overlay("wandb"), *options])
+    started: Any = cast(Any, trained.trainer.loggers[1]).experiment
+    name = f"model-{started.id}"
+    assert re.fullmatch(r"sr3 \+\S.* lr=0.5 max_steps=2 version_0", started.name)
+    assert started.group == "sr3" and {"SR3", "Photos", "Ancestral"} <= set(started.tags)
+    assert started.summary["best/val/psnr_y"] == float(trained.trainer.callback_metrics["val/psnr_y"])
+    assert started.config["trainer"]["max_steps"] == 2
     wandb.finish()
     wandb.teardown()  # everything is on the disk
     (log,) = here.glob("runs/wandb/offline-run-*/run-*.wandb")
     assert name.encode() in log.read_bytes()
+
+
+def test_tensorboard_is_in_the_runs_folder_also_when_it_goes_on(here: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    command = ["fit", *arguments(CONFIGS / "sr3.yaml"), *overlay("tensorboard"), "--trainer.val_check_interval", "1"]
+    run([*command, "--trainer.max_steps", "1"])
+    run([*command, "--trainer.max_steps", "3", "--ckpt_path", "last"])
+    folder = here / "runs/sr3/version_0/tensorboard"
+    assert {path.parent for path in here.rglob("events.out.tfevents.*")} == {folder}
+    found = events.EventAccumulator(str(folder)).Reload()
+    scores = {event.step: event.value for event in found.Scalars("val/psnr_y")}
+    assert len(scores) == 3
+    best = [event.value for event in found.Scalars("best/val/psnr_y")]
+    assert best == sorted(best) and best[-1] == pytest.approx(max(scores.values()), rel=1e-5)
 
 
 def test_tensorboard_has_the_same_scores_and_grids(here: Path) -> None:
@@ -100,6 +121,9 @@ def test_tensorboard_has_the_same_scores_and_grids(here: Path) -> None:
     (score,) = found.Scalars("test/psnr_y")
     assert score.value == pytest.approx(results.mean("psnr_y"), rel=1e-5)
     (logged,) = found.Images("test/samples")
+    (text,) = found.Tensors("test/results/text_summary")
+    assert b"| test | 2 |" in text.tensor_proto.string_val[0]
+    assert {tag for tag in found.Tags()["images"] if tag.endswith("/sr")} == {"test/small/0/sr", "test/small/1/sr"}
     (grid,) = results_path.parent.glob("samples/test-step-*.png")
     with Image.open(grid) as kept:
         assert (logged.width, logged.height) == kept.size

@@ -1,9 +1,12 @@
 """Every method trains, validates and samples on a device that has no float64; see tests/without_float64.py."""
 
+import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,26 +26,35 @@ OPTION = "--model.init_args.region.init_args."
 TILES = [f"{OPTION}tile", "16", f"{OPTION}halo", "8", f"{OPTION}dense_above", "0.9"]
 
 
-def in_a_process_of_its_own(body: Callable[[], None]) -> None:
-    """Runs `body` in a forked process, since a device cannot be unregistered; fails with what it raises."""
-    receive, send = os.pipe()
-    pid = os.fork()
-    if not pid:
-        text = ""
-        try:
-            body()
-        except BaseException:
-            text = traceback.format_exc()
-        with os.fdopen(send, "w") as file:
-            file.write(text)
-        os._exit(0)
+def reporting(sender: Connection, folder: Path, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Runs `body` in `folder` and sends what it raises, as a text."""
+    text = ""
+    try:
+        os.chdir(folder)
+        body(*arguments)
+    except BaseException:
+        text = traceback.format_exc()
+    sender.send(text)
 
-    os.close(send)
-    with os.fdopen(receive) as file:
-        text = file.read()
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+
+def in_a_process_of_its_own(folder: Path, body: Callable[..., None], *arguments: Any) -> None:
+    """Runs `body` in a new process, and fails with what it raises there.
+
+    A device cannot be unregistered; nor is one known to gradients if it is registered after the first of them.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=reporting, args=(sender, folder, body, arguments))
+    process.start()
+    sender.close()
+    try:
+        text = receiver.recv()
+    except EOFError:
+        text = "the process ended without a word"
+    process.join()
     assert not text, text
+    assert process.exitcode == 0
 
 
 def trained_and_sampled(command: list[str]) -> None:
@@ -63,38 +75,36 @@ def trained_and_sampled(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_works_without_float64(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    in_a_process_of_its_own(lambda: trained_and_sampled(arguments(CONFIGS / f"{name}.yaml")))
+def test_every_method_works_without_float64(name: str, tmp_path: Path) -> None:
+    in_a_process_of_its_own(tmp_path, trained_and_sampled, arguments(CONFIGS / f"{name}.yaml"))
 
 
-def test_tiles_that_follow_the_attention_work_without_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_tiles_that_follow_the_attention_work_without_float64(tmp_path: Path) -> None:
     experiment, srdiff, *tiny = arguments(CONFIGS / "srdiff.yaml")
-    in_a_process_of_its_own(lambda: trained_and_sampled([experiment, srdiff, *SPARSE, *tiny, *TILES]))
+    in_a_process_of_its_own(tmp_path, trained_and_sampled, [experiment, srdiff, *SPARSE, *tiny, *TILES])
 
 
-def test_guidance_works_without_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_guidance_works_without_float64(tmp_path: Path) -> None:
     experiment, sr3, *tiny = arguments(CONFIGS / "sr3.yaml")
     guidance = ["--config", str(CONFIGS / "guidance" / "sag.yaml")]
-    in_a_process_of_its_own(lambda: trained_and_sampled([experiment, sr3, *guidance, *tiny]))
+    in_a_process_of_its_own(tmp_path, trained_and_sampled, [experiment, sr3, *guidance, *tiny])
 
 
-def test_the_stand_in_refuses_float64_and_strangers() -> None:
-    def body() -> None:
-        with accelerator():
-            here, there = torch.ones(2), torch.ones(2, device=NAME)
-            assert (there + 1).cpu().tolist() == [2.0, 2.0]
-            for mistake in (
-                lambda: there.double(),
-                lambda: here.double().to(NAME),
-                lambda: torch.zeros(2, dtype=torch.float64, device=NAME),
-                lambda: torch.tensor([1.0], dtype=torch.float64, device=NAME),
-            ):
-                with pytest.raises(TypeError, match="has no float64"):
-                    mistake()
-            with pytest.raises(RuntimeError, match="meets one of"):
-                there + here
+def mistakes_are_refused() -> None:
+    with accelerator():
+        here, there = torch.ones(2), torch.ones(2, device=NAME)
+        assert (there + 1).cpu().tolist() == [2.0, 2.0]
+        for mistake in (
+            lambda: there.double(),
+            lambda: here.double().to(NAME),
+            lambda: torch.zeros(2, dtype=torch.float64, device=NAME),
+            lambda: torch.tensor([1.0], dtype=torch.float64, device=NAME),
+        ):
+            with pytest.raises(TypeError, match="has no float64"):
+                mistake()
+        with pytest.raises(RuntimeError, match="meets one of"):
+            there + here
 
-    in_a_process_of_its_own(body)
+
+def test_the_stand_in_refuses_float64_and_strangers(tmp_path: Path) -> None:
+    in_a_process_of_its_own(tmp_path, mistakes_are_refused)

@@ -33,6 +33,7 @@ from lightning_modules.super_resolver import UnusableImage
 from lightning_modules.weights import ENLARGER
 
 GALLERY = "gallery.html"
+READING = {8: 12, 16: 36}  # bytes of memory for each pixel of a photograph that is read, by its bits, as measured
 WAITING = 16 * 2048 * 2048  # pixels of small photographs, as enlarged, that wait for others of their size
 _log = logging.getLogger(__name__)
 
@@ -245,7 +246,9 @@ class Run:
                 for number in range(count)
             )
             drawn = max(width * height * self.enlarger.scale ** (2 * count), target[0] * target[1])
-            memory = max(memory, drawn * bytes_to_write(self.form, stored_depth(job.source)))
+            depth = stored_depth(job.source)
+            held = drawn * bytes_to_write(self.form, depth) + width * height * READING[depth]
+            memory = max(memory, held + self.enlarger.parts.rows(width * self.enlarger.scale ** max(count - 1, 0)))
         return Plan(len(jobs), before, after, work, memory)
 
     def _groups(self, jobs: Sequence[Job]) -> Iterator[list[tuple[Job, Photograph]]]:

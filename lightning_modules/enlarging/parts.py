@@ -113,6 +113,10 @@ class PartByPart:
         down, across = (sum(cuts.stops) - sum(cuts.starts) for cuts in (rows, columns))
         return down * across * self.scale**2
 
+    def rows(self, width: int) -> int:
+        """Bytes of the rows that are held of an image of this width while its parts fade into each other."""
+        return 4 * 4 * 4 * self.side * width * self.scale**2  # colours and weight, as floats, in four copies
+
     def fits(self, height: int, width: int) -> int:
         """How many images of this size are enlarged together; 0 if one is cut into parts."""
         if max(height, width) > self.side:

@@ -76,7 +76,7 @@ def card(facts: Facts) -> str:
 def _usage() -> str:
     return (
         "```bash\n"
-        "lightning predict --ckpt_path THIS_FOLDER --input PHOTOS --output ENLARGED\n"
+        "lightning enlarge PHOTOS -o ENLARGED --weights THIS_FOLDER\n"
         "lightning verify THIS_FOLDER\n"
         "```\n\n"
         f"`{MODEL}` holds the weights, `{DESCRIPTION}` the method, and `pairs/` three small images before and after."

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--private", action="store_true", help="only its owner sees it")
     asked = parser.parse_args(arguments)
     address = push(asked.folder.expanduser(), asked.name, private=asked.private)
-    print(f"{address}\nlightning predict --ckpt_path {HUB}{asked.name} --input PHOTOS --output ENLARGED")
+    print(f"{address}\nlightning enlarge PHOTOS -o ENLARGED --weights {HUB}{asked.name}")
 
 
 def push(folder: Path, name: str, *, private: bool = False) -> str:

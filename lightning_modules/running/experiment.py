@@ -33,6 +33,8 @@ from lightning_modules.running.advice import unlikely_to_reach_bicubic
 from lightning_modules.running.look_ahead import lacking
 from lightning_modules.running.next_steps import next_steps
 from lightning_modules.running.run_log import RunLog
+from lightning_modules.running.run_title import run_title, tags
+from lightning_modules.running.tensorboard_log import TensorBoardLog
 from lightning_modules.running.verify_resume import verify
 from lightning_modules.super_resolver import SuperResolver
 from lightning_modules.whole_file import whole_file
@@ -88,6 +90,11 @@ class SaveConfig(SaveConfigCallback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.log_dir  # a collective call
+        for logger in trainer.loggers:
+            if trainer.is_global_zero and isinstance(logger, WandbLogger) and self.folder is not None:
+                run, version = logger.experiment, Path(self.folder).name
+                if not str(run.name).endswith(version):
+                    run.name = f"{run.name} {version}"
         super().setup(trainer, pl_module, stage)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -190,6 +197,7 @@ class CLI(LightningCLI):
                 f"--trainer.precision {config.trainer.precision}: weights and coefficients are kept in float32 here; "
                 f"give one of {', '.join(PRECISIONS[:3])}"
             )
+        self._name_wandb_run(config)
         if config.get("checkpoint_every") is not None:
             set_checkpoint_every(config.trainer.callbacks, config.checkpoint_every)
 
@@ -206,6 +214,18 @@ class CLI(LightningCLI):
         warning = unlikely_to_reach_bicubic(config.as_dict()) if fresh and not config.trainer.fast_dev_run else None
         if warning is not None:
             rank_zero_warn(warning)
+
+    def _name_wandb_run(self, config: Namespace) -> None:
+        """Says what a run is called at W&B, and which group and tags it has, unless the config does."""
+        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+        for logger in loggers:
+            if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger"):
+                overlays = [name for name in self.line.overlays if name != "wandb"]
+                if logger.init_args.name == config.experiment:
+                    logger.init_args.name = run_title(config.experiment, overlays, self.line.options)
+                own = dict(logger.get("dict_kwargs") or {})
+                told = {"group": config.experiment, "job_type": self.line.command, "tags": tags(config.as_dict())}
+                logger["dict_kwargs"] = told | own
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer.
@@ -240,6 +260,9 @@ class CLI(LightningCLI):
             if isinstance(logger, RunLog) and self.line.run is not None:
                 logger.go_on_in(self.line.run)
                 same_wandb_run(Path(logger.log_dir))
+        for logger in loggers:
+            if isinstance(logger, TensorBoardLog):
+                logger.run_log = next((each for each in loggers if isinstance(each, RunLog)), None)
         on_gpus = torch.cuda.is_available() and config.accelerator not in ("cpu",)
         join_restarted("nccl" if on_gpus else "gloo")
         return super().instantiate_trainer(**kwargs)
@@ -268,8 +291,9 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says where everything is, and what to type next."""
+        folder = Path(self.trainer.log_dir or ".")  # a collective call
         if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
-            print(*next_steps(self.trainer), sep="\n", flush=True)
+            print(*next_steps(self.trainer, folder), sep="\n", flush=True)
 
     def after_test(self) -> None:
         """Shows the scores beside bicubic's, and where the results are."""

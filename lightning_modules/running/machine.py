@@ -22,6 +22,14 @@ ENOUGH_DISK = 20e9  # bytes, for checkpoints and pictures of a few runs
 ENOUGH_SHARED = 2e9  # bytes, for the batches of loading processes
 
 
+def logged_in_to_wandb() -> bool:
+    """Whether this machine holds a login of W&B."""
+    try:
+        return "WANDB_API_KEY" in os.environ or netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
 def available_memory() -> int:
     """The bytes of memory that programs can still take."""
     try:
@@ -103,11 +111,7 @@ def _wandb() -> Iterator[Line]:
         yield "W&B", "not installed; configs/logger/wandb.yaml needs the package wandb"
         return
     mode = os.environ.get("WANDB_MODE")
-    try:
-        login = "WANDB_API_KEY" in os.environ or netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, NetrcParseError):
-        login = False
-    found = "logged in" if login else "not logged in: wandb login, or WANDB_MODE=offline"
+    found = "logged in" if logged_in_to_wandb() else "not logged in: wandb login, or WANDB_MODE=offline"
     yield "W&B", f"{found}; WANDB_MODE is {mode}" if mode else found
 
 

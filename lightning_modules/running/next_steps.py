@@ -8,9 +8,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
-def next_steps(trainer: Trainer) -> Iterator[str]:
-    """Lines with the paths of a training and the commands that use them; none where it left no checkpoint."""
-    folder = Path(trainer.log_dir or ".")
+def next_steps(trainer: Trainer, folder: Path) -> Iterator[str]:
+    """Lines with the paths of a training and the commands that use them; none where it left no checkpoint.
+
+    Args:
+        trainer: When it is done.
+        folder: The run's.
+    """
     keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
     last = next((Path(keeper.last_model_path) for keeper in keepers if keeper.last_model_path), None)
     last = last or folder / "checkpoints" / "last.ckpt"  # as the last step's is written by `Interruptions`
@@ -33,5 +37,5 @@ def next_steps(trainer: Trainer) -> Iterator[str]:
             more += f" --model.init_args.lr_scheduler.init_args.total_steps {further}"
     yield "next"
     yield f"  test      lightning test --ckpt_path {named} --on set5 set14"
-    yield f"  enlarge   lightning predict --ckpt_path {named} --input PHOTOS --output FOLDER"
+    yield f"  enlarge   lightning enlarge PHOTOS -o FOLDER --weights {named}"
     yield f"  go on     lightning fit --config {config} --ckpt_path {shlex.quote(str(last))}{more}"

@@ -138,7 +138,7 @@ def test_photographs_of_iphones_are_read(tmp_path: Path) -> None:
 
 def test_what_is_passed_over_is_counted_with_the_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path / "a.png", 0)
-    for name in ("b.cr2", "c.cr2", "notes.txt", "sub/Makefile"):
+    for name in ("b.psd", "c.psd", "notes.txt", "sub/Makefile"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -146,12 +146,13 @@ def test_what_is_passed_over_is_counted_with_the_reason(tmp_path: Path, caplog: 
         assert find_images(tmp_path) == [tmp_path / "a.png"]
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.startswith(f"{tmp_path}: 5 files are passed over: ")
-    for part in ("2 .cr2 (no image format", "1 broken links", "1 .txt (no image", "1 without a suffix (no image"):
+    for part in ("2 .psd (no image format", "1 broken links", "1 .txt (no image", "1 without a suffix (no image"):
         assert part in said
-    if find_spec("pillow_heif") is None:
-        (tmp_path / "d.heic").write_bytes(b"x")
-        find_images(tmp_path)
-        assert "1 .heic (pip install 'diffsr[heic]' reads them)" in caplog.text
+    for reader, suffix, extra in (("pillow_heif", "heic", "heic"), ("rawpy", "cr2", "raw")):
+        if find_spec(reader) is None:
+            (tmp_path / f"d.{suffix}").write_bytes(b"x")
+            find_images(tmp_path)
+            assert f"1 .{suffix} (pip install 'diffsr[{extra}]' reads them)" in caplog.text
 
 
 def test_linked_folders_are_followed_and_a_circle_ends(tmp_path: Path) -> None:

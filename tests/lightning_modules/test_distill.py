@@ -21,6 +21,7 @@ from lightning_modules.config_errors import ConfigError
 from lightning_modules.diffusion.dos_solvers import DoSMultistep
 from lightning_modules.diffusion.edm_samplers import EDMHeun
 from lightning_modules.diffusion.parameterization import Epsilon, Noised
+from lightning_modules.diffusion.randomness import StepDraws
 from lightning_modules.diffusion.relay_sampler import RelayHeun
 from lightning_modules.diffusion.samplers import DDIM, Ancestral, DPMSolverPlusPlus, Sampler
 from lightning_modules.diffusion.schedules import Cosine, Linear
@@ -243,7 +244,7 @@ def test_the_losses_are_sinsrs(tmp_path: Path) -> None:
     student.zero_grad()
 
     torch.manual_seed(3)
-    y, noise = batch["up"], fresh(2, torch.device("cpu"))(batch["up"])
+    y, noise = batch["up"], fresh(StepDraws(), 2, torch.device("cpu"))(batch["up"])
     process: Any = student.process
     entries = [15, 12, 9, 6, 3]
     shift = [float(process.tables["shift"][entry]) for entry in (*entries, 0)]
@@ -330,7 +331,7 @@ def test_guidance_is_learned_and_not_repeated(tmp_path: Path) -> None:
     guidance = [part(f"{DIFFUSION}.guidance.SelfAttentionGuidance", mask="uniform", kernel=3, sigma=1.0)]
     model = begun(teacher(tmp_path, guidance=guidance), DDIM(5), tmp_path)
     assert own_teacher(model).method.guidance and not model.student.guidance
-    own_teacher(model).answer(images(), fresh(2, torch.device("cpu")))
+    own_teacher(model).answer(images(), fresh(StepDraws(), 2, torch.device("cpu")))
     assert len(shown(own_teacher(model).method)) == 10
     model.super_resolve(images())
     assert len(shown(model.student)) == 1
@@ -402,7 +403,7 @@ def test_under_yoda_the_start_determines_what_the_teacher_makes(
     name: str, sampler: Sampler, step: int, evaluation: int, tmp_path: Path
 ) -> None:
     model, batch = begun(teacher(tmp_path, name, region=YODA), sampler, tmp_path), with_attention(images())
-    method, randn = own_teacher(model).method, fresh(2, torch.device("cpu"))
+    method, randn = own_teacher(model).method, fresh(StepDraws(), 2, torch.device("cpu"))
     one, two = (own_teacher(model).answer(batch, randn.fork())[0] for _ in range(2))
     assert torch.equal(one, two)
 

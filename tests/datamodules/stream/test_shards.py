@@ -188,7 +188,9 @@ def test_an_absent_set_names_what_is_there_and_the_way_out(tmp_path: Path) -> No
         match=r"no set 'y-train' \(it holds x-train\).*`lightning pack FOLDER .* --name y --split train`.*photos\.yaml",
     ):
         data.train_dataloader()
-    with pytest.raises(FileNotFoundError, match=r"no val set: set val to the name of a packed set"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no set to validate on; prepare it with `lightning pack FOLDER .*photos\.yaml"
+    ):
         data.val_dataloader()
 
 

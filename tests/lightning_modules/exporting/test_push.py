@@ -53,7 +53,10 @@ def test_the_whole_folder_is_sent(made: Path, hub: type[Hub], capsys: pytest.Cap
     main([str(made), "someone/net", "--private"])
     files = ["README.md", "config.yaml", "model.safetensors", "pairs"]
     assert hub.sent == [("someone/net", True), ("someone/net", files)]
-    assert "https://hub/someone/net\nlightning predict --ckpt_path hub:someone/net" in capsys.readouterr().out
+    assert (
+        "https://hub/someone/net\nlightning enlarge PHOTOS -o ENLARGED --weights hub:someone/net"
+        in capsys.readouterr().out
+    )
 
 
 def test_what_the_hub_refuses_is_one_error(made: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:

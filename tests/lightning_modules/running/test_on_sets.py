@@ -10,6 +10,7 @@ import pytest
 
 from lightning_modules.config import CONFIGS, read_command_line
 from lightning_modules.config_errors import ConfigError
+from lightning_modules.enlarging.command import main as enlarge
 from lightning_modules.evaluation.results import read_results
 from lightning_modules.evaluation.summary import table
 from lightning_modules.running.experiment import run
@@ -74,7 +75,7 @@ def test_what_a_training_says_to_type_next_can_be_typed(
     assert len(metrics.read_text().splitlines()) > before
 
     save(tmp_path / "photos" / "a.png", 0)
-    run(shlex.split(commands["enlarge"].replace("PHOTOS", "photos").replace("FOLDER", "out"))[1:])
+    assert enlarge(shlex.split(commands["enlarge"].replace("PHOTOS", "photos").replace("FOLDER", "out"))[2:]) == 0
     assert (tmp_path / "out/a.png").is_file()
     assert re.search(r"test --ckpt_path \S*best-step=1.ckpt --on set5 set14$", commands["test"])
 
@@ -141,7 +142,13 @@ def test_images_are_not_kept_on_request(folder: Path, monkeypatch: pytest.Monkey
 def test_a_set_without_a_score_leaves_its_cells_empty(folder: Path, tmp_path: Path) -> None:
     means = {"psnr_y": {"model": 30.0, "bicubic": 29.0}}
     content = {"format": 1, "means": means, "rows": [{"image": "a", "score": "psnr_y", "model": 30.0, "bicubic": 29.0}]}
-    content |= {"definitions": {}, "data": {}, "method": {}, "measured": {}, "baseline": "bicubic"}
+    content |= {
+        "definitions": {},
+        "data": {},
+        "method": {"name": "m", "sampler": "s", "config_sha256": "0"},
+        "measured": {},
+        "baseline": "bicubic",
+    }
     (tmp_path / "results.json").write_text(json.dumps(content))
     other = {**content, "means": {**means, "niqe": {"model": 4.0, "bicubic": 5.0}}}
     (tmp_path / "other.json").write_text(json.dumps(other))

@@ -11,7 +11,7 @@ from lightning_modules.cli import COMMANDS
 from lightning_modules.config import CONFIGS
 
 jsonschema: Any = pytest.importorskip("jsonschema")
-FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps")
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("sweeps", "weights"))
 
 
 @pytest.fixture(scope="module")
