@@ -1,4 +1,5 @@
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,10 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
         predict(tmp_path, PredictionWriter(str(tmp_path / "taken/below")))
 
 
-def test_a_full_disk_is_one_clear_error_and_leaves_no_half_file(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_clear_error_and_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # files of compiled modules would be cut off, too
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))

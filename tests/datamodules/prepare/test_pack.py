@@ -227,9 +227,9 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     command = [sys.executable, "-c", PACK, "in", "out", "--name", "set", "--workers", "1"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, preexec_fn=restrict, capture_output=True, text=True
-    )
+    # Python would cut off the files of compiled modules, too, which every later process reads.
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, preexec_fn=restrict, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: out/set-train-000000.tar: cannot be written: ")
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".tar", ".part", ".json")]
