@@ -30,7 +30,8 @@ from lightning_modules.enlarging.progress import Bar, Plan, estimate, timed_tile
 from lightning_modules.enlarging.sizes import Size, passes, story
 from lightning_modules.sampling import TILE
 from lightning_modules.super_resolver import UnusableImage
-from lightning_modules.weights import ENLARGER
+from lightning_modules.weight_files import WeightsError
+from lightning_modules.weights import ENLARGER, is_name
 
 GALLERY = "gallery.html"
 READING = {8: 12, 16: 36}  # bytes of memory for each pixel of a photograph that is read, by its bits, as measured
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ValueError: an option cannot be used.
         CheckpointError: the weights cannot be used.
+        WeightsError: none are given, and this installation has no packaged model.
         OSError: a result cannot be written.
     """
     asked = _parser().parse_args(arguments)
@@ -65,6 +67,11 @@ def main(arguments: Sequence[str]) -> int:
     skipped = len(jobs) - len(waiting) - sum(job.key in failures for job in jobs)
     written = 0
     if waiting:
+        if asked.weights == ENLARGER and not is_name(ENLARGER) and not Path(ENLARGER).exists():
+            raise WeightsError(
+                f"{ENLARGER}, which enlarges where no --weights is given, is not in this installation: give a "
+                "checkpoint or a name that lightning weights lists"
+            )
         seed_everything(asked.seed, verbose=False)
         options = {"sampler": asked.sampler, "steps": asked.steps, "tile": asked.tile}
         enlarger = Enlarger.load(asked.weights, asked.device, **options)

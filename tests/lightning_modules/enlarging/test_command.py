@@ -234,3 +234,11 @@ def test_where_the_output_is_no_terminal_lines_say_how_far_it_is(
             now[0] += 20
             bar.advance(200)
     assert capsys.readouterr().err.splitlines() == ["40%, a[1].png, 1 min 0 s left", "80%, a[1].png, 20 s left"]
+
+
+def test_no_weights_and_no_packaged_model_says_to_give_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    monkeypatch.setattr("lightning_modules.enlarging.command.is_name", lambda name: False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=r"real-x4.*no --weights is given.*give a checkpoint or"):
+        main(["photo.png"])
