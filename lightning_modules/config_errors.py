@@ -43,13 +43,24 @@ def parse(parser: ArgumentParser, flags: Sequence[str], source: Source) -> Names
 
 def _refuse_unknown_and_empty(content: Mapping[str, Any], source: Source, room: str = "") -> None:
     """Refuses an unknown key whose value is empty, such as `trainr: {}`, which the parser would pass over."""
-    known = {entry.removeprefix(room).partition(".")[0] for entry in source.known if entry.startswith(room)}
-    for name, value in content.items() if known else ():
+    for name, value in content.items():
         plain = str(name).removesuffix("+")
         if isinstance(value, Mapping) and value:
             _refuse_unknown_and_empty(value, source, f"{room}{plain}.")
-        elif value in (None, {}) and plain not in known:
-            raise ConfigError(_unknown(f"{room}{plain}", source.known, source))
+        elif value in (None, {}):
+            known = _known_in(room, source)
+            if known and f"{room}{plain}" not in known:
+                raise ConfigError(_unknown(f"{room}{plain}", known, source))
+
+
+def _known_in(room: str, source: Source) -> list[str]:
+    """The dotted names of the keys of one place, in which those of several classes may stand; empty if not known."""
+    own = [entry for entry in source.known if entry.startswith(room)]
+    if own or not room.endswith(".init_args."):
+        return list(dict.fromkeys(room + entry.removeprefix(room).partition(".")[0] for entry in own))
+    found = [part for file in source.files for part in parts(yaml.safe_load(file.read_text()))]
+    classes = {path for key, path in found if f"{key.replace('+', '')}.init_args." == room}
+    return list(dict.fromkeys(room + argument for path in classes for argument in arguments_of(path)))
 
 
 def explain(message: str, source: Source) -> str:

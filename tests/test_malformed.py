@@ -169,6 +169,10 @@ CONFIG_CASES = {
     "config: an unknown key": Case(
         config("trainr: {}\n"), (r"mine.yaml:1: trainr: no such key; did you mean trainer\?",)
     ),
+    "config: an unknown argument that is empty": Case(
+        config("model:\n  init_args:\n    netwrk: {}\n"),
+        (r"mine.yaml:3: model.init_args.netwrk: no such key .*did you mean network\?",),
+    ),
     "config: an unknown argument": Case(
         config("model:\n  init_args:\n    norms: l1\n"),
         (r"mine.yaml:3: model.init_args.norms: no such key .*did you mean norm\?",),
