@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from lightning_modules.evaluation.results import Results
+from lightning_modules.evaluation.results import Results, ResultsError
 from lightning_modules.evaluation.tables import number
 
 LEFT_OUT = ("psnr_rgb", "ssim_rgb", "colour_error_r", "colour_error_g", "colour_error_b")  # they stand in the results
@@ -27,7 +27,16 @@ def _row(name: str, results: Results, shown: Sequence[str]) -> Iterator[str]:
     yield str(len(results.images))
     for score in shown:
         for column in ("model", results.baseline):
-            there = score in results.content["means"] and column is not None
-            yield number(results.mean(score, column)) if there and column is not None else ""
+            yield _cell(results, score, column)
     seconds = (results.content.get("times") or {}).get("seconds_per_image")
     yield "" if seconds is None else f"{seconds:.2f}"
+
+
+def _cell(results: Results, score: str, column: str | None) -> str:
+    """A mean; empty where it was not measured, and NaN where it is that, since the test itself is done and kept."""
+    if column is None or score not in results.content["means"]:
+        return ""
+    try:
+        return number(results.mean(score, column))
+    except ResultsError:
+        return "NaN"

@@ -139,7 +139,7 @@ def test_images_are_not_kept_on_request(folder: Path, monkeypatch: pytest.Monkey
     assert (found / "results.json").is_file() and not (found / "images").exists()
 
 
-def test_a_set_without_a_score_leaves_its_cells_empty(folder: Path, tmp_path: Path) -> None:
+def test_a_set_without_a_score_leaves_its_cells_empty_and_nan_is_said(folder: Path, tmp_path: Path) -> None:
     means = {"psnr_y": {"model": 30.0, "bicubic": 29.0}}
     content = {"format": 1, "means": means, "rows": [{"image": "a", "score": "psnr_y", "model": 30.0, "bicubic": 29.0}]}
     content |= {
@@ -152,8 +152,12 @@ def test_a_set_without_a_score_leaves_its_cells_empty(folder: Path, tmp_path: Pa
     (tmp_path / "results.json").write_text(json.dumps(content))
     other = {**content, "means": {**means, "niqe": {"model": 4.0, "bicubic": 5.0}}}
     (tmp_path / "other.json").write_text(json.dumps(other))
-    found = {"a": read_results(tmp_path), "b": read_results(tmp_path / "other.json")}
+    nan = {**content, "means": {"psnr_y": {"model": None, "bicubic": 29.0}}}
+    nan["rows"] = [{"image": "a", "score": "psnr_y", "model": None, "bicubic": 29.0}]
+    (tmp_path / "nan.json").write_text(json.dumps(nan))
+    found = {name: read_results(tmp_path / f"{name}.json") for name in ("results", "other", "nan")}
     assert table(found).splitlines()[2:] == [
-        "| a | 1 | 30.000 | 29.000 |  |  |  |",
-        "| b | 1 | 30.000 | 29.000 | 4.000 | 5.000 |  |",
+        "| results | 1 | 30.000 | 29.000 |  |  |  |",
+        "| other | 1 | 30.000 | 29.000 | 4.000 | 5.000 |  |",
+        "| nan | 1 | NaN | 29.000 |  |  |  |",
     ]
