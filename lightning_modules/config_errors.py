@@ -5,6 +5,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from typing import Any
@@ -33,34 +34,46 @@ def parse(parser: ArgumentParser, flags: Sequence[str], source: Source) -> Names
     Raises:
         ConfigError: a key is unknown or a value does not fit; one line says which, where, and what is near.
     """
-    for file in source.files:
-        _refuse_unknown_and_empty(yaml.safe_load(file.read_text()) or {}, source)
+    contents = [yaml.safe_load(file.read_text()) or {} for file in source.files]
+    classes: dict[str, set[str]] = {}
+    for place, class_path in parts(contents):
+        classes.setdefault(place.replace("+", ""), set()).add(class_path)
+    for content in contents:
+        _refuse_unknown_and_empty(content, source, classes)
     try:
         return parser.parse_args(list(flags))
     except (ArgumentError, TypeError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), source)) from error
 
 
-def _refuse_unknown_and_empty(content: Mapping[str, Any], source: Source, room: str = "") -> None:
-    """Refuses an unknown key whose value is empty, such as `trainr: {}`, which the parser would pass over."""
+def _refuse_unknown_and_empty(
+    content: Mapping[str, Any], source: Source, classes: Mapping[str, set[str]], room: str = ""
+) -> None:
+    """Refuses an unknown key whose value is empty, such as `trainr: {}`, which the parser would pass over.
+
+    Args:
+        content: Of one place.
+        source: The whole config.
+        classes: By dotted place, the class paths that the files give it.
+        room: The place and a dot; empty for the top.
+    """
     for name, value in content.items():
         plain = str(name).removesuffix("+")
         if isinstance(value, Mapping) and value:
-            _refuse_unknown_and_empty(value, source, f"{room}{plain}.")
+            _refuse_unknown_and_empty(value, source, classes, f"{room}{plain}.")
         elif value in (None, {}):
-            known = _known_in(room, source)
+            known = _known_in(room, source, classes)
             if known and f"{room}{plain}" not in known:
                 raise ConfigError(_unknown(f"{room}{plain}", known, source))
 
 
-def _known_in(room: str, source: Source) -> list[str]:
+def _known_in(room: str, source: Source, classes: Mapping[str, set[str]]) -> list[str]:
     """The dotted names of the keys of one place, in which those of several classes may stand; empty if not known."""
     own = [entry for entry in source.known if entry.startswith(room)]
     if own or not room.endswith(".init_args."):
         return list(dict.fromkeys(room + entry.removeprefix(room).partition(".")[0] for entry in own))
-    found = [part for file in source.files for part in parts(yaml.safe_load(file.read_text()))]
-    classes = {path for key, path in found if f"{key.replace('+', '')}.init_args." == room}
-    return list(dict.fromkeys(room + argument for path in classes for argument in arguments_of(path)))
+    paths = classes.get(room.removesuffix(".init_args."), set())
+    return list(dict.fromkeys(room + argument for path in paths for argument in arguments_of(path)))
 
 
 def explain(message: str, source: Source) -> str:
@@ -175,6 +188,7 @@ def _locate(class_path: str) -> Any:
         return None
 
 
+@cache
 def arguments_of(class_path: str) -> list[str]:
     """The names of a class's arguments, with those that `**options` hands on to its bases."""
     found = _locate(class_path)
