@@ -67,7 +67,13 @@ def rgb_profile(red: tuple[float, ...], green: tuple[float, ...], blue: tuple[fl
         name: b"XYZ \0\0\0\0" + fixed(*value)
         for name, value in zip((b"rXYZ", b"gXYZ", b"bXYZ"), (red, green, blue), strict=True)
     }
-    tags |= {b"wtpt": b"XYZ \0\0\0\0" + fixed(*D50), b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
+    tags |= {b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
+    return icc_profile(b"RGB ", tags)
+
+
+def icc_profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile of a colour space with the given tags, a white of D50, and names."""
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(*D50), **tags}
     tags |= {
         name: b"mluc" + struct.pack(">4xII2s2sII", 1, 12, b"en", b"US", 2, 28) + b"\0x" for name in (b"desc", b"cprt")
     }
@@ -75,7 +81,7 @@ def rgb_profile(red: tuple[float, ...], green: tuple[float, ...], blue: tuple[fl
     for name, value in tags.items():
         table += name + struct.pack(">II", place + len(content), len(value))
         content += value + b"\0" * (-len(value) % 4)
-    header = struct.pack(">I4xI4s4s4s", place + len(content), 0x04300000, b"mntr", b"RGB ", b"XYZ ")
+    header = struct.pack(">I4xI4s4s4s", place + len(content), 0x04300000, b"mntr", space, b"XYZ ")
     header += b"\0" * 12 + b"acsp" + b"\0" * 28 + fixed(*D50)
     return header.ljust(128, b"\0") + table + content
 

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from tests.datamodules.trees import D50, DISPLAY_P3, fixed, picture
+from tests.datamodules.trees import DISPLAY_P3, fixed, icc_profile, picture
 
 IPTC = b"\x1c\x02\x05\x00\x07Harbour"
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a xmlns="b"/></x:xmpmeta>'
@@ -42,17 +42,7 @@ class Expected:
 
 def grey_profile() -> bytes:
     """An ICC profile for grey with a gamma of 1.8."""
-    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(*D50), b"kTRC": b"para" + struct.pack(">4xHH", 0, 0) + fixed(1.8)}
-    tags |= {
-        name: b"mluc" + struct.pack(">4xII2s2sII", 1, 12, b"en", b"US", 2, 28) + b"\0x" for name in (b"desc", b"cprt")
-    }
-    place, table, content = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
-    for name, value in tags.items():
-        table += name + struct.pack(">II", place + len(content), len(value))
-        content += value + b"\0" * (-len(value) % 4)
-    header = struct.pack(">I4xI4s4s4s", place + len(content), 0x04300000, b"mntr", b"GRAY", b"XYZ ")
-    header += b"\0" * 12 + b"acsp" + b"\0" * 28 + fixed(*D50)
-    return header.ljust(128, b"\0") + table + content
+    return icc_profile(b"GRAY", {b"kTRC": b"para" + struct.pack(">4xHH", 0, 0) + fixed(1.8)})
 
 
 def exif(orientation: int = 1) -> Image.Exif:
